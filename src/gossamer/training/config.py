@@ -1,0 +1,140 @@
+"""What a training run is made of: one frozen dataclass, its checks, its learning rate, and the recipes that are known to work.
+
+Nothing here imports torch, so that `gossamer train --help` answers at once. The line under each field is its help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the outcome of a run. Two runs with equal configurations end with equal weights on one machine.
+
+    Raises ValueError, in one sentence that names the field and what would work, when a value is impossible.
+    """
+
+    model: str = "mnist"
+    """Network: mnist, cifar, vgg16, vgg16n, inception_v3, torchvision:NAME, timm:NAME or package.module:factory."""
+    data: str = "digits"
+    """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, a folder of class folders, or an .npz file."""
+    data_root: str | None = None
+    """Folder that holds (or receives) the named data sets; default: $GOSSAMER_DATA, else a user cache folder."""
+    image_size: int | None = None
+    """Side of the square images; default: the data set's own, and for image folders the network's own."""
+
+    width: float = 1.0
+    """Depth multiplier (paper, section 3.1): the fraction of each layer's channels that is kept, rounded up."""
+    divisor: int = 1
+    """Channel counts of a thinned network are multiples of this number (8 reproduces the paper's Table 1)."""
+    density: float = 1.0
+    """Fraction of the connections between channels that is kept (paper, section 3.2); 1 leaves the layers dense."""
+    pattern: Literal["balanced", "uniform"] = "balanced"
+    """How connections are drawn: equal fan-ins and fan-outs, or independently (the paper)."""
+    allocation: Literal["uniform", "erdos-renyi"] = "uniform"
+    """How the density is shared among layers: the same in all, or more for the narrow ones."""
+    first_layer: Literal["keep", "sqrt"] = "keep"
+    """A layer with one input channel: keep all its filters, or the square root of the density of them (paper, 5.2.1)."""
+
+    epochs: int = 10
+    """Passes over the training set."""
+    batch_size: int = 128
+    """Images in one step, over all processes together."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum, or AdamW."""
+    lr: float = 0.1
+    """Highest learning rate."""
+    momentum: float = 0.9
+    """Momentum of SGD, or the first moment's decay of AdamW."""
+    weight_decay: float = 5e-4
+    """Weight decay; applied to the weights of convolutions and linear layers, never to biases and normalisations."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Decay of the learning rate after the warm-up: to zero along a cosine, by 10 at 1/2 and 3/4 of the run, or none."""
+    warmup_epochs: float = 0.5
+    """Epochs over which the learning rate rises from zero; at most half of the run is used."""
+    label_smoothing: float = 0.0
+    """Share of the target probability that is spread over all classes."""
+    clip_norm: float | None = None
+    """Largest norm of the whole gradient; longer gradients are scaled down to it."""
+    augment: Literal["auto", "none", "shift", "shift-flip"] = "auto"
+    """Changes to training images; auto: shifts, also flips for colour pictures, random resized crops for image folders."""
+
+    seed: int = 0
+    """Seed of the initial weights, the patterns, the order of the images and their augmentation."""
+    deterministic: bool = False
+    """Refuse operations whose results can differ from run to run (a CPU run is repeatable without it)."""
+    amp: bool = False
+    """Automatic mixed precision: convolutions and products in 16 bits (meant for GPUs)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU when there is one."""
+    threads: int | None = None
+    """CPU threads of one process; default: PyTorch's choice."""
+    workers: int = 2
+    """Processes that decode the images of an image folder, for each training process; 0 decodes in the training process."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints inside an epoch; 0 writes one after each epoch only."""
+
+    def __post_init__(self) -> None:
+        _between(self.width, "width", 0, 1)
+        _between(self.density, "density", 0, 1)
+        _between(self.batch_size, "batch_size", 0)
+        _between(self.epochs, "epochs", 0)
+        _between(self.divisor, "divisor", 0)
+        _between(self.lr, "lr", 0)
+        for name in ("weight_decay", "warmup_epochs", "workers", "checkpoint_steps"):
+            _between(getattr(self, name), name, 0, closed=True)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
+        for name in ("clip_norm", "threads", "image_size"):
+            if getattr(self, name) is not None:
+                _between(getattr(self, name), name, 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as a flat, JSON-able dictionary."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`. Raises ValueError for names that this version does not know."""
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(
+                f"a training configuration has no field {', '.join(unknown)}; it was written by another version"
+            )
+        return cls(**values)
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """Learning rate of `step` (from 0): a pure function, so that a resumed run needs no scheduler state."""
+    total = config.epochs * steps_per_epoch
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), total // 2)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / (total - warmup)
+    if config.schedule == "cosine":
+        return config.lr * (1 + math.cos(math.pi * progress)) / 2
+    if config.schedule == "step":
+        return config.lr * (0.1 if progress >= 0.5 else 1) * (0.1 if progress >= 0.75 else 1)
+    return config.lr
+
+
+RECIPES = {
+    "digits": TrainConfig(model="mnist", data="digits", epochs=10, batch_size=64, warmup_epochs=1),
+    "mnist": TrainConfig(model="mnist", data="mnist", epochs=4, warmup_epochs=0.6),
+    "cifar10": TrainConfig(model="cifar", data="cifar10", epochs=20, warmup_epochs=3, label_smoothing=0.1),
+    "photos": TrainConfig(model="inception_v3", data="photos", epochs=1, batch_size=16, lr=0.02, warmup_epochs=0.2),
+}
+"""Settings that were tried on each data set; change single fields with `dataclasses.replace`."""
+
+
+def _between(value: float, name: str, low: float, high: float = math.inf, closed: bool = False) -> None:
+    """Raise ValueError unless low < value <= high (low <= value when closed)."""
+    if not (low <= value if closed else low < value) or not value <= high or math.isinf(value):
+        limit = f"{'at least' if closed else 'above'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+        raise ValueError(f"{name} is {value}; it must be {limit}")
