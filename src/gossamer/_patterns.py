@@ -1,0 +1,130 @@
+"""How random connections are drawn: `balanced` and `uniform`, on boolean blocks [outputs, inputs]."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gossamer._rng import derive, hashes, permutation
+
+_ATTEMPTS = 20  # reshuffles before a tiny block is declared to have no even choice
+_ROUNDS = 100  # rounds of swaps an attempt gets; large blocks need about ten
+
+
+def uniform(old: np.ndarray, density: float, seed: int) -> tuple[np.ndarray, int]:
+    """The paper's pattern: connections whose score is below the density, and how many were added against death.
+
+    Every output keeps at least its ceil(density * inputs) lowest scores, every input at least its lowest.
+    """
+    outputs, inputs = old.shape
+    scores = hashes(seed, old.size).reshape(old.shape)
+    on = old | (density >= 1) | (scores < np.uint64(min(density * 2.0**64, 2.0**64 - 2048)))
+    repaired = int((~on.any(1)).sum())
+    enough = math.ceil(density * inputs - 1e-9)
+    short = np.flatnonzero(on.sum(1) < enough)
+    if short.size:
+        ranked = np.where(old[short], np.uint64(0), scores[short])
+        lowest = np.argpartition(ranked, enough - 1, axis=1)[:, :enough]
+        on[short[:, None], lowest] = True
+    deaf = np.flatnonzero(~on.any(0))
+    on[scores[:, deaf].argmin(0), deaf] = True
+    return on, repaired + deaf.size
+
+
+def balanced(old: np.ndarray, goal: int, seed: int) -> np.ndarray:
+    """`goal` connections that contain the old ones, with fan-ins and fan-outs as level as can be.
+
+    Row and column degrees are decided first, then paired at random; where more than half of the free places would be
+    filled, the places that stay free are paired instead.
+    """
+    outputs, inputs = old.shape
+    if goal >= old.size:
+        return np.ones_like(old)
+    if goal <= old.sum():
+        return old.copy()
+    add = goal - int(old.sum())
+    rows, columns = old.sum(1), old.sum(0)
+    for attempt in range(_ATTEMPTS):
+        key = derive(seed, f"balanced {goal} {attempt}")
+        more_rows = _level(rows, add, derive(key, "rows")) - rows
+        more_columns = _level(columns, add, derive(key, "columns")) - columns
+        if 2 * add <= old.size - old.sum():
+            paired = _pair(more_rows, more_columns, old, key)
+            on = None if paired is None else old | paired
+        else:
+            paired = _pair(inputs - rows - more_rows, outputs - columns - more_columns, old, key)
+            on = None if paired is None else ~paired
+        if on is not None:
+            return on
+    return _one_by_one(old, add, seed)
+
+
+def _level(degrees: np.ndarray, add: int, seed: int) -> np.ndarray:
+    """Pour `add` units onto degrees so that the lowest rise first; the last units fall at random."""
+    low, high = int(degrees.min()), int(degrees.max()) + add
+    while low < high:  # the highest level that `add` units can fill completely
+        level = (low + high + 1) // 2
+        low, high = (level, high) if np.maximum(level - degrees, 0).sum() <= add else (low, level - 1)
+    filled = np.maximum(degrees, low)
+    order = permutation(seed, len(degrees))
+    rest = add - int((filled - degrees).sum())
+    filled[order[filled[order] == low][:rest]] += 1
+    return filled
+
+
+def _pair(rows: np.ndarray, columns: np.ndarray, taken: np.ndarray, seed: int) -> np.ndarray | None:
+    """A random boolean block with these row and column sums that avoids `taken`; None when swaps find none.
+
+    The configuration model: shuffle the columns' stubs against the rows', then mend every place that is taken or
+    named twice by exchanging columns with a random other stub. A swap is made only when both new places are free.
+    """
+    width = taken.shape[1]
+    row = np.repeat(np.arange(len(rows)), rows) * width
+    column = np.repeat(np.arange(len(columns)), columns)[permutation(derive(seed, "shuffle"), int(rows.sum()))]
+    count = len(row)
+    used = taken.ravel().astype(np.int32)
+    np.add.at(used, row + column, 1)
+    owner = np.full(taken.size, -1)
+    owner[row + column] = np.arange(count)
+    suspects = np.arange(count)
+    for turn in range(_ROUNDS):
+        place = row[suspects] + column[suspects]
+        bad = suspects[taken.ravel()[place] | ((used[place] > 1) & (owner[place] != suspects))]
+        if not bad.size:
+            on = np.zeros(taken.size, dtype=np.bool_)
+            on[row + column] = True
+            return on.reshape(taken.shape)
+        partner = (hashes(derive(seed, f"swap {turn}"), bad.size) % np.uint64(count)).astype(np.int64)
+        first, second = row[bad] + column[partner], row[partner] + column[bad]
+        free = (used[first] == 0) & (used[second] == 0) & (first != second)
+        bad_free, partner, first, second = bad[free], partner[free], first[free], second[free]
+        fine = _claimed(count, bad_free, partner) & _claimed(taken.size, first, second)
+        one, two = bad_free[fine], partner[fine]
+        np.subtract.at(used, row[one] + column[one], 1)
+        np.subtract.at(used, row[two] + column[two], 1)
+        column[one], column[two] = column[two], column[one]
+        for moved in (one, two):
+            used[row[moved] + column[moved]] += 1
+            owner[row[moved] + column[moved]] = moved
+        suspects = bad
+    return None
+
+
+def _claimed(space: int, *wishes: np.ndarray) -> np.ndarray:
+    """For n swaps that each wish for some of `space` things: who got all it wished for, no thing given twice."""
+    ticket = np.arange(len(wishes[0]))
+    holder = np.empty(space, dtype=np.int64)
+    for wish in wishes:
+        holder[wish] = ticket
+    return np.logical_and.reduce([holder[wish] == ticket for wish in wishes])
+
+
+def _one_by_one(old: np.ndarray, add: int, seed: int) -> np.ndarray:
+    """The last resort for blocks so small or uneven that no level choice exists: the best free place, again and again."""
+    on = old.copy()
+    order = hashes(derive(seed, "one by one"), old.size).reshape(old.shape) / 2.0**64
+    for _ in range(add):
+        cost = on.sum(1)[:, None] + on.sum(0)[None, :] + order
+        on.flat[np.where(on, np.inf, cost).argmin()] = True
+    return on

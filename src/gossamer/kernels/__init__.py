@@ -1,0 +1,161 @@
+"""The three bilinear operators of channel-sparse convolution, and who computes them.
+
+`sparse_conv2d`, its input gradient and its weight gradient close under differentiation: each one's backward is made
+of the other two, so autograd works twice over for every backend. PyTorch's dispatcher chooses the backend: `cpu` (the
+native kernels) for CPU tensors, `dense` for everything else. `reference` is the specification.
+
+Letters: input [n, c, h, w], weight [e, kh, kw] (one kernel for each connection), indptr [o + 1] and indices [e] (CSR
+by output channel, int32), output [n, o, oh, ow]. Padding is symmetric and zero. `groups` only tells the dense backend
+that the pattern is block-diagonal. Section 3.2 and Algorithm 2 of the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from gossamer.kernels import dense
+from gossamer.kernels.reference import output_size
+
+__all__ = ["sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad"]
+
+_library = torch.library.Library("gossamer", "DEF")
+_PATTERN = "Tensor indptr, Tensor indices"
+_GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, int groups=1"
+_library.define(f"sparse_conv2d(Tensor input, Tensor weight, {_PATTERN}, {_GEOMETRY}) -> Tensor")
+_library.define(
+    f"sparse_conv2d_input_grad(Tensor grad_output, Tensor weight, {_PATTERN}, SymInt[4] input_shape, {_GEOMETRY}) -> Tensor"
+)
+_library.define(
+    f"sparse_conv2d_weight_grad(Tensor grad_output, Tensor input, {_PATTERN}, SymInt[2] kernel_size, {_GEOMETRY}) -> Tensor"
+)
+for _name in __all__:
+    _library.impl(_name, getattr(dense, _name), "CompositeExplicitAutograd")
+
+sparse_conv2d = torch.ops.gossamer.sparse_conv2d.default
+sparse_conv2d_input_grad = torch.ops.gossamer.sparse_conv2d_input_grad.default
+sparse_conv2d_weight_grad = torch.ops.gossamer.sparse_conv2d_weight_grad.default
+
+
+# -- shapes without data -----------------------------------------------------------------------------------------------
+
+
+def _fake_forward(
+    input: Tensor,
+    weight: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+) -> Tensor:
+    size = output_size(input.shape, weight.shape[1:], stride, padding, dilation)
+    return input.new_empty(input.shape[0], indptr.shape[0] - 1, *size)
+
+
+def _fake_input_grad(
+    grad_output: Tensor, weight: Tensor, indptr: Tensor, indices: Tensor, input_shape: Sequence[int], *_: Any
+) -> Tensor:
+    return grad_output.new_empty(tuple(input_shape))
+
+
+def _fake_weight_grad(
+    grad_output: Tensor, input: Tensor, indptr: Tensor, indices: Tensor, kernel_size: Sequence[int], *_: Any
+) -> Tensor:
+    return grad_output.new_empty(indices.shape[0], *kernel_size)
+
+
+torch.library.register_fake("gossamer::sparse_conv2d", _fake_forward, lib=_library)
+torch.library.register_fake("gossamer::sparse_conv2d_input_grad", _fake_input_grad, lib=_library)
+torch.library.register_fake("gossamer::sparse_conv2d_weight_grad", _fake_weight_grad, lib=_library)
+
+
+# -- autograd: (grad_output, input, weight) in three places -------------------------------------------------------------
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    first, second, indptr, indices, *rest = inputs
+    ctx.save_for_backward(first, second, indptr, indices)
+    ctx.geometry = tuple(rest[-4:])
+
+
+def _backward_forward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    input, weight, *pattern = ctx.saved_tensors
+    for_input = for_weight = None
+    if ctx.needs_input_grad[0]:
+        for_input = sparse_conv2d_input_grad(grad, weight, *pattern, input.shape, *ctx.geometry)
+    if ctx.needs_input_grad[1]:
+        for_weight = sparse_conv2d_weight_grad(grad, input, *pattern, weight.shape[1:], *ctx.geometry)
+    return for_input, for_weight, *[None] * 6
+
+
+def _backward_input_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    grad_output, weight, *pattern = ctx.saved_tensors
+    for_grad_output = for_weight = None
+    if ctx.needs_input_grad[0]:
+        for_grad_output = sparse_conv2d(grad, weight, *pattern, *ctx.geometry)
+    if ctx.needs_input_grad[1]:
+        for_weight = sparse_conv2d_weight_grad(grad_output, grad, *pattern, weight.shape[1:], *ctx.geometry)
+    return for_grad_output, for_weight, *[None] * 7
+
+
+def _backward_weight_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    grad_output, input, *pattern = ctx.saved_tensors
+    for_grad_output = for_input = None
+    if ctx.needs_input_grad[0]:
+        for_grad_output = sparse_conv2d(input, grad, *pattern, *ctx.geometry)
+    if ctx.needs_input_grad[1]:
+        for_input = sparse_conv2d_input_grad(grad_output, grad, *pattern, input.shape, *ctx.geometry)
+    return for_grad_output, for_input, *[None] * 7
+
+
+for _name, _formula in (
+    ("sparse_conv2d", _backward_forward),
+    ("sparse_conv2d_input_grad", _backward_input_grad),
+    ("sparse_conv2d_weight_grad", _backward_weight_grad),
+):
+    torch.library.register_autograd(f"gossamer::{_name}", _formula, setup_context=_setup, lib=_library)
+
+
+# -- autocast and FLOPs ------------------------------------------------------------------------------------------------
+
+
+def _autocast(operator: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
+    def run(first: Tensor, second: Tensor, *rest: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return operator(*(t.to(dtype) if t.dtype == torch.float32 else t for t in (first, second)), *rest)
+
+    return run
+
+
+for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+    for _operator in (sparse_conv2d, sparse_conv2d_input_grad, sparse_conv2d_weight_grad):
+        _library.impl(_operator._schema.name.split("::")[1], _autocast(_operator, _device), _key)
+
+
+@register_flop_formula(torch.ops.gossamer.sparse_conv2d)
+def _flops_forward(input: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return _flops(weight, out_shape)
+
+
+@register_flop_formula(torch.ops.gossamer.sparse_conv2d_input_grad)
+def _flops_input_grad(grad_output: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return _flops(weight, grad_output)
+
+
+@register_flop_formula(torch.ops.gossamer.sparse_conv2d_weight_grad)
+def _flops_weight_grad(grad_output: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return _flops(out_shape, grad_output)
+
+
+def _flops(weight: Sequence[int], output: Sequence[int]) -> int:
+    """Two for each multiply-add: every kernel element meets every output position of every image once."""
+    connections, kh, kw = weight
+    n, _, oh, ow = output
+    return 2 * connections * kh * kw * n * oh * ow

@@ -1,0 +1,95 @@
+"""The fallback for any device and float type: scatter the kernels into a dense weight and call PyTorch.
+
+It saves neither time nor memory for activations, but it is always right, and where most connections live it is the
+fastest path. A grouped layer runs as PyTorch's grouped convolution. The functions share the arguments of the operators
+(`gossamer.kernels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def sparse_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+) -> Tensor:
+    """input [n, c, h, w], weight [e, kh, kw] -> [n, o, oh, ow]."""
+    full = scatter(weight, indptr, indices, input.shape[1], groups)
+    return torch.ops.aten.convolution(input, full, None, stride, padding, dilation, False, [0, 0], groups)
+
+
+def sparse_conv2d_input_grad(
+    grad_output: Tensor,
+    weight: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    input_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+) -> Tensor:
+    """grad_output [n, o, oh, ow], weight [e, kh, kw] -> [n, c, h, w]."""
+    full = scatter(weight, indptr, indices, input_shape[1], groups)
+    input = grad_output.new_empty(1).expand(tuple(input_shape))
+    return _backward(grad_output, input, full, stride, padding, dilation, groups, (True, False, False))[0]
+
+
+def sparse_conv2d_weight_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+) -> Tensor:
+    """grad_output [n, o, oh, ow], input [n, c, h, w] -> [e, kh, kw]."""
+    shape = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
+    full = grad_output.new_empty(1).expand(shape)
+    grad = _backward(grad_output, input, full, stride, padding, dilation, groups, (False, True, False))[1]
+    return grad.flatten(0, 1)[positions(indptr, indices, input.shape[1], groups)]
+
+
+def scatter(weight: Tensor, indptr: Tensor, indices: Tensor, in_channels: int, groups: int = 1) -> Tensor:
+    """Kernels [e, kh, kw] laid out as nn.Conv2d's weight [o, c / groups, kh, kw], zero where no connection is."""
+    outputs = indptr.shape[0] - 1
+    full = weight.new_zeros(outputs * (in_channels // groups), *weight.shape[1:])
+    full[positions(indptr, indices, in_channels, groups)] = weight
+    return full.view(outputs, in_channels // groups, *weight.shape[1:])
+
+
+def positions(indptr: Tensor, indices: Tensor, in_channels: int, groups: int = 1) -> Tensor:
+    """Where each connection lies in a dense weight flattened to [o * c / groups, kh, kw]; int64 [e]."""
+    width = in_channels // groups
+    fan_in = (indptr[1:] - indptr[:-1]).long()
+    outputs = torch.arange(indptr.shape[0] - 1, device=indptr.device)
+    rows = torch.repeat_interleave(outputs, fan_in, output_size=indices.shape[0])
+    return rows * width + indices.long() % width
+
+
+def _backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.aten.convolution_backward(
+        grad_output, input, weight, None, stride, padding, dilation, False, [0, 0], groups, list(wanted)
+    )
