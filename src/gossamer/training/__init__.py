@@ -1,1 +1,1 @@
-"""Training: a configuration (`config`), one loop (`trainer`), checkpoints, several processes, and what uses a finished run."""
+"""Training: a configuration (`config`), one loop (`trainer`), checkpoints, several processes, and uses of a run."""

@@ -1,4 +1,4 @@
-"""What a training run is made of: one frozen dataclass, its checks, its learning rate, and the recipes that are known to work.
+"""What a training run is made of: one frozen dataclass, its learning rate, and recipes that are known to work.
 
 Nothing here imports torch, so that `gossamer train --help` answers at once. The line under each field is its help text.
 """
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the outcome of a run. Two runs with equal configurations end with equal weights on one machine.
+    """Everything that decides the outcome of a run: equal configurations end with equal weights on one machine.
 
     Raises ValueError, in one sentence that names the field and what would work, when a value is impossible.
     """
@@ -38,7 +38,7 @@ class TrainConfig:
     allocation: Literal["uniform", "erdos-renyi"] = "uniform"
     """How the density is shared among layers: the same in all, or more for the narrow ones."""
     first_layer: Literal["keep", "sqrt"] = "keep"
-    """A layer with one input channel: keep all its filters, or the square root of the density of them (paper, 5.2.1)."""
+    """Filters of a layer with one input channel: keep all, or the square root of the density (paper, 5.2.1)."""
 
     epochs: int = 10
     """Passes over the training set."""
@@ -53,7 +53,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     """Weight decay; applied to the weights of convolutions and linear layers, never to biases and normalisations."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """Decay of the learning rate after the warm-up: to zero along a cosine, by 10 at 1/2 and 3/4 of the run, or none."""
+    """Decay of the learning rate: to zero along a cosine, by 10 at 1/2 and 3/4 of the run, or none."""
     warmup_epochs: float = 0.5
     """Epochs over which the learning rate rises from zero; at most half of the run is used."""
     label_smoothing: float = 0.0
@@ -61,7 +61,7 @@ class TrainConfig:
     clip_norm: float | None = None
     """Largest norm of the whole gradient; longer gradients are scaled down to it."""
     augment: Literal["auto", "none", "shift", "shift-flip"] = "auto"
-    """Changes to training images; auto: shifts, also flips for colour pictures, random resized crops for image folders."""
+    """Changes to training images; auto: shifts, with flips in colour; random resized crops in image folders."""
 
     seed: int = 0
     """Seed of the initial weights, the patterns, the order of the images and their augmentation."""
@@ -74,7 +74,7 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads of one process; default: PyTorch's choice."""
     workers: int = 2
-    """Processes that decode the images of an image folder, for each training process; 0 decodes in the training process."""
+    """Processes that decode the images of an image folder; 0 decodes them in the training process."""
     checkpoint_steps: int = 0
     """Steps between checkpoints inside an epoch; 0 writes one after each epoch only."""
 

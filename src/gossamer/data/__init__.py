@@ -1,0 +1,107 @@
+"""Data sets: `load` finds one by name or path and gives its two splits, which yield batches of uint8 images.
+
+Images stay uint8 `[n, c, h, w]` until they are on the device that trains; `DataSet.normalise` makes them float there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from gossamer.data import arrays, folder, sources
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gossamer.data.split import Split
+
+Augment = Literal["auto", "none", "shift", "shift-flip"]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model and a prediction need to know of a data set: its name, classes, image shape and normalisation."""
+
+    name: str
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 `[n, c, h, w]` -> float32 with mean 0 and deviation 1 over the training set, on the images' device."""
+        mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) * 255 for v in (self.mean, self.std))
+        return (images.float() - mean) / std
+
+
+@dataclass(frozen=True)
+class DataSet(Description):
+    """A described data set with its training and test images."""
+
+    train: Split
+    test: Split
+
+    @property
+    def description(self) -> Description:
+        """The same without the images."""
+        return Description(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Description)})
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+    augment: Augment = "auto",
+    workers: int = 2,
+) -> DataSet:
+    """The data set `name`: one of `sources.NAMES`, an `.npz` file, or a folder of class folders.
+
+    Arguments:
+        root: where the named sets lie or are downloaded to; default $GOSSAMER_DATA, else a user cache folder.
+        image_size: side of the images. Default: the set's own; for image folders 224.
+        augment: changes to training images. "auto": shifts by up to an eighth of the side, and mirror images where
+            there is colour; for image folders random resized crops and mirror images.
+        workers: processes that decode the images of an image folder.
+
+    Raises FileNotFoundError or ValueError, in one sentence, when there is no such set or its files are unusable.
+    """
+    if name in sources.NAMES:
+        return _in_memory(name, sources.NAMES[name], sources.data_root(root), image_size, augment)
+    path = Path(name).expanduser()
+    if path.suffix == ".npz":
+        return _in_memory(path.stem, sources.npz, path, image_size, augment)
+    if path.is_dir():
+        train, test, classes = folder.splits(path, image_size or 224, augment, workers)
+        shape = (3, image_size or 224, image_size or 224)
+        return DataSet(path.name, classes, shape, folder.MEAN, folder.STD, train, test)
+    known = ", ".join(sources.NAMES)
+    raise FileNotFoundError(
+        f"there is no data set or folder {name!r}; known are {known}, an .npz file or an image folder"
+    )
+
+
+def _in_memory(
+    name: str, read: Callable[[Path], sources.Arrays], where: Path, image_size: int | None, augment: Augment
+) -> DataSet:
+    """The data set that `read(where)` returns, resized, normalised and ready to be augmented."""
+    images, labels, test_images, test_labels, classes = read(where)
+    mean, std = arrays.channel_statistics(images)
+    if image_size is not None:
+        images, test_images = arrays.resize(images, image_size), arrays.resize(test_images, image_size)
+    channels, height, width = images.shape[1:]
+    if augment == "auto":
+        augment = "shift-flip" if channels == 3 else "shift"
+    shift = 0 if augment == "none" else max(height, width) // 8
+    train = arrays.ArraySplit(images, labels, shift=shift, flip=augment == "shift-flip")
+    return DataSet(
+        name, classes, (channels, height, width), mean, std, train, arrays.ArraySplit(test_images, test_labels)
+    )
