@@ -79,7 +79,7 @@ def load(
     path = Path(name).expanduser()
     if path.suffix == ".npz":
         return _in_memory(path.stem, sources.npz, path, image_size, augment)
-    if path.is_dir():
+    if is_image_folder(name):
         train, test, classes = folder.splits(path, image_size or 224, augment, workers)
         shape = (3, image_size or 224, image_size or 224)
         return DataSet(path.name, classes, shape, folder.MEAN, folder.STD, train, test)
@@ -87,6 +87,11 @@ def load(
     raise FileNotFoundError(
         f"there is no data set or folder {name!r}; known are {known}, an .npz file or an image folder"
     )
+
+
+def is_image_folder(name: str) -> bool:
+    """Whether `load(name)` would read a folder of class folders."""
+    return name not in sources.NAMES and Path(name).expanduser().is_dir()
 
 
 def _in_memory(

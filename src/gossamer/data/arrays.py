@@ -69,7 +69,7 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def _changed(images: np.ndarray, shift: int, offsets: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
-    """Each image cut out of its zero-padded self at its row of `offsets` (0 .. 2*shift, down and right), maybe mirrored.
+    """Each image cut out of its zero-padded self at its `offsets` (0 .. 2*shift, down and right), maybe mirrored.
 
     Plain copies of memory: four times as fast as indexing in tensors, and they start no threads.
     """

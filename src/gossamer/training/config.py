@@ -110,6 +110,10 @@ class TrainConfig:
         return cls(**values)
 
 
+FREE_FIELDS = ("threads", "workers", "device", "data_root", "checkpoint_steps")
+"""Fields that may change when a run goes on: they decide where and how fast it trains, not what."""
+
+
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """Learning rate of `step` (from 0): a pure function, so that a resumed run needs no scheduler state."""
     total = config.epochs * steps_per_epoch
@@ -124,6 +128,13 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     return config.lr
 
 
+def _between(value: float, name: str, low: float, high: float = math.inf, closed: bool = False) -> None:
+    """Raise ValueError unless low < value <= high (low <= value when closed)."""
+    if not (low <= value if closed else low < value) or not value <= high or math.isinf(value):
+        limit = f"{'at least' if closed else 'above'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+        raise ValueError(f"{name} is {value}; it must be {limit}")
+
+
 RECIPES = {
     "digits": TrainConfig(model="mnist", data="digits", epochs=10, batch_size=64, warmup_epochs=1),
     "mnist": TrainConfig(model="mnist", data="mnist", epochs=4, warmup_epochs=0.6),
@@ -131,10 +142,3 @@ RECIPES = {
     "photos": TrainConfig(model="inception_v3", data="photos", epochs=1, batch_size=16, lr=0.02, warmup_epochs=0.2),
 }
 """Settings that were tried on each data set; change single fields with `dataclasses.replace`."""
-
-
-def _between(value: float, name: str, low: float, high: float = math.inf, closed: bool = False) -> None:
-    """Raise ValueError unless low < value <= high (low <= value when closed)."""
-    if not (low <= value if closed else low < value) or not value <= high or math.isinf(value):
-        limit = f"{'at least' if closed else 'above'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
-        raise ValueError(f"{name} is {value}; it must be {limit}")

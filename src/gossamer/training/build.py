@@ -1,0 +1,52 @@
+"""From a configuration to the network it names, thinned and sparsified, and to the optimizer of its weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gossamer import data, models
+from gossamer.layers import SparseConv2d
+from gossamer.surgery import sparsify, thin
+from gossamer.training.config import TrainConfig
+
+
+def load_data(config: TrainConfig) -> data.DataSet:
+    """The data set; the pictures of an image folder take the size that the network was made for."""
+    size = config.image_size
+    if size is None and data.is_image_folder(config.data):
+        with torch.device("meta"):
+            size = models.create(config.model).input_shape[1]  # type: ignore[index,assignment]
+    return data.load(config.data, config.data_root, image_size=size, augment=config.augment, workers=config.workers)
+
+
+def build_model(config: TrainConfig, description: data.Description) -> nn.Module:
+    """The network for this data set, with initial weights from the seed.
+
+    Raises ValueError when the network, the width or the density is impossible.
+    """
+    torch.manual_seed(config.seed)
+    channels, size = description.image_shape[:2]
+    model = models.create(config.model, num_classes=description.num_classes, in_channels=channels, image_size=size)
+    if config.width < 1:
+        model = thin(model, config.width, torch.zeros(2, *description.image_shape), divisor=config.divisor)
+    if config.density < 1:
+        model = sparsify(model, config.density, seed=config.seed, pattern=config.pattern, allocation=config.allocation)
+    return model
+
+
+def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW. Weights of convolutions and linear layers decay, vectors do not."""
+    weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def density(model: nn.Module) -> float:
+    """Connections over possible connections, over all sparse layers; 1 for a dense network."""
+    layers = [layer for layer in model.modules() if isinstance(layer, SparseConv2d)]
+    possible = sum(layer.in_channels * layer.out_channels // layer.groups for layer in layers)
+    return sum(len(layer.indices) for layer in layers) / possible if layers else 1.0
