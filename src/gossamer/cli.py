@@ -1,0 +1,416 @@
+"""The `gossamer` command: each subcommand is a dataclass of its options; nothing heavy is imported before its `run`.
+
+Exit codes: 0 done; 1 some runs failed; 2 the request was wrong (one sentence on stderr); 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+try:
+    import tyro
+except ModuleNotFoundError:
+    sys.exit("gossamer: the command line needs more packages: pip install 'gossamer[train,report]'")
+
+from gossamer.training.config import TrainConfig
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a list of numbers with commas between them, such as 0.01,0.1,1") from None
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    try:
+        channels, height, width = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not a shape: give channels, height and width, such as 3,224,224") from None
+    return channels, height, width
+
+
+Shape = Annotated[
+    tuple[int, int, int],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="C,H,W",
+        instance_from_str=lambda words: _shape(words[0]),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    ),
+]
+"""Channels, height and width of an image, with commas between them."""
+
+Numbers = Annotated[
+    tuple[float, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="A,B,...",
+        instance_from_str=lambda words: _numbers(words[0]),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(f"{number:g}" for number in value)],
+    ),
+]
+"""Numbers with commas between them, in one word."""
+
+Model = tyro.conf.Positional[str]
+MODEL_HELP = (
+    "Network: mnist, cifar, vgg16, vgg16n, inception_v3, torchvision:NAME, timm:NAME or package.module:factory."
+)
+
+
+@dataclass(frozen=True)
+class Settings(TrainConfig):
+    """Training settings."""
+
+    model: Annotated[Model, tyro.conf.arg(help=MODEL_HELP)] = "mnist"
+
+    def config(self) -> TrainConfig:
+        """The same settings without what belongs to the command line."""
+        return TrainConfig.from_dict(self.to_dict())
+
+
+@dataclass(frozen=True)
+class SweepSettings(Settings):
+    """Training settings. Width and density are the sweep's own."""
+
+    width: tyro.conf.Suppress[float] = 1.0
+    density: tyro.conf.Suppress[float] = 1.0
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Run the main job on handwritten digits: a small network, thinned and sparsified to a few sizes, two rounds of
+    each, then the table and the report. A few minutes on two cores; an interrupted demo goes on where it was.
+
+    Example: gossamer demo
+    """
+
+    out: Path = Path("runs/demo")
+    """Folder of the results."""
+
+    def run(self) -> int:
+        from gossamer.experiments import job
+        from gossamer.experiments.sweep import matched_sizes
+        from gossamer.training.config import RECIPES
+
+        return job.run(RECIPES["digits"], matched_sizes((0.03, 0.1, 0.3, 1.0)), self.out, rounds=2)
+
+    def on_interrupt(self) -> str:
+        return f"`gossamer demo --out {self.out}` goes on with what is missing"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one network and keep it, with its checkpoints and results, in a run folder.
+
+    Example: gossamer train mnist --data mnist --density 0.05 --epochs 5 --out runs/a
+    """
+
+    settings: Annotated[Settings, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the run."""
+    resume: bool = False
+    """Go on from the last checkpoint in the folder."""
+
+    def run(self) -> int:
+        from gossamer.training.trainer import train
+
+        train(self.settings.config(), self.out, resume=self.resume)
+        return 0
+
+    def on_interrupt(self) -> str:
+        return f"the same command with --resume goes on from the last checkpoint in {self.out}"
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Loss and accuracy of a trained network on its test set.
+
+    Example: gossamer evaluate runs/a
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder that `gossamer train` wrote."""
+    data_root: str | None = None
+    """Folder of the named data sets, when it is not the one of the training."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        from gossamer.training.inference import evaluate
+
+        result = evaluate(self.run_folder, data_root=self.data_root)
+        if self.json:
+            print(json.dumps(result, indent=1))
+        else:
+            print(f"accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f} on {result['images']} test images")
+        return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """The most probable classes of images, by a trained network.
+
+    Example: gossamer predict runs/a seven.png
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder that `gossamer train` wrote."""
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")]
+    """Image files."""
+    top: int = 3
+    """How many classes of each image."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        from gossamer.training.inference import predict
+
+        predictions = predict(self.run_folder, self.images, top=self.top)
+        if self.json:
+            print(json.dumps([asdict(prediction) for prediction in predictions], indent=1))
+            return 0
+        for prediction in predictions:
+            print(f"{prediction.image}: {', '.join(f'{name} {share:.1%}' for name, share in prediction.classes)}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train a network thinned and sparsified at several densities, a few rounds each, and report accuracy against cost.
+
+    The two methods are matched by the paper's rule: thin by the square root of the density, rounded up. What is already
+    in the folder is skipped, so the same command goes on after an interruption.
+
+    Example: gossamer sweep mnist --data mnist --densities 0.01,0.03,0.1,0.3,1 --rounds 3 --out runs/b
+    """
+
+    settings: Annotated[SweepSettings, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the results."""
+    densities: Numbers = (0.03, 0.1, 0.3, 1.0)
+    """Densities; 1 is the dense network, run once for both methods."""
+    widths: Numbers = ()
+    """Hybrids: also sparsify the network thinned to each of these widths."""
+    rounds: int = 1
+    """Runs of each size, from different seeds."""
+    jobs: int = 1
+    """Runs at once on this machine; with more than 1, times are measured when all are trained."""
+    ray: str | None = None
+    """Run on a Ray cluster instead: its address, or "local". The folder must be one that all its machines see."""
+    ray_cpus: float = 1
+    """CPUs that Ray reserves for a run."""
+    ray_gpus: float = 0
+    """GPUs that Ray reserves for a run."""
+
+    def run(self) -> int:
+        from gossamer.experiments import job, workers
+        from gossamer.experiments.sweep import matched_sizes
+
+        if self.ray:
+            execute = partial(workers.on_ray, address=self.ray, cpus=self.ray_cpus, gpus=self.ray_gpus)
+        else:
+            execute = partial(workers.processes, jobs=self.jobs)
+        sizes = matched_sizes(self.densities, self.widths)
+        return job.run(self.settings.config(), sizes, self.out, rounds=self.rounds, execute=execute)
+
+    def on_interrupt(self) -> str:
+        return f"the same command goes on with what is missing in {self.out}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the report of a sweep: one HTML page that opens offline, the figures (SVG, PNG) and the table (CSV).
+
+    Example: gossamer report runs/b
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `gossamer sweep` wrote."""
+
+    def run(self) -> int:
+        from gossamer.experiments import job
+
+        job.show(self.folder)
+        return 0
+
+
+@dataclass(frozen=True)
+class Paper:
+    """List the paper's experiments (Figures 2 to 6, Table 1) with the numbers it prints, or run one.
+
+    Examples: gossamer paper
+              gossamer paper table1 --count-only
+              gossamer paper table1 --data IMAGENET_FOLDER --out runs/table1
+              gossamer paper figure5 --data photos --epochs 1 --batch-size 16 --only dense,sparse-0.1 --out runs/vgg
+    """
+
+    name: tyro.conf.Positional[str] = ""
+    """figure2, figure3, figure4, figure5, figure6 or table1; nothing lists them."""
+    count_only: bool = False
+    """Train nothing: print params and madds of each network beside the paper's."""
+    json: bool = False
+    """With --count-only: print JSON."""
+    out: Path | None = None
+    """Folder of the results; default: runs/NAME."""
+    only: Annotated[str, tyro.conf.arg(metavar="NETWORK,...")] = ""
+    """Only these networks of the experiment, by the names that --count-only prints."""
+    data: str | None = None
+    """Another data set than the paper's."""
+    data_root: str | None = None
+    """Folder that holds (or receives) the named data sets; default: $GOSSAMER_DATA, else a user cache folder."""
+    epochs: int | None = None
+    """Other than the paper's."""
+    batch_size: int | None = None
+    """Other than the paper's."""
+    lr: float | None = None
+    """Highest learning rate, other than here."""
+    rounds: int | None = None
+    """Runs of each network, other than the paper's."""
+    threads: int | None = None
+    """CPU threads of one process; default: PyTorch's choice."""
+    workers: int | None = None
+    """Processes that decode the images of an image folder."""
+    jobs: int = 1
+    """Runs at once on this machine."""
+
+    def run(self) -> int:
+        from gossamer.experiments import job, paper, tables, workers
+
+        if not self.name:
+            tables.show_experiments(paper.EXPERIMENTS)
+            return 0
+        experiment = paper.find(self.name)
+        if self.count_only:
+            counted = paper.counts(experiment)
+            print(json.dumps(counted, indent=1)) if self.json else tables.show_counts(experiment, counted)
+            return 0
+        fields = ("data", "data_root", "epochs", "batch_size", "lr", "threads", "workers")
+        given = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+        return job.run(
+            replace(experiment.base, **given),
+            experiment.some(self.only.split(",")) if self.only else experiment.sizes,
+            self._folder(),
+            rounds=self.rounds or experiment.rounds,
+            execute=partial(workers.processes, jobs=self.jobs),
+            paper=self.name,
+        )
+
+    def _folder(self) -> Path:
+        return self.out or Path("runs") / self.name
+
+    def on_interrupt(self) -> str:
+        return f"the same command goes on with what is missing in {self._folder()}"
+
+
+@dataclass(frozen=True)
+class Count:
+    """Params and multiply-adds of a network's convolutions, by layer and in total, thinned and sparsified as asked.
+
+    Example: gossamer count inception_v3 --width 0.5 --divisor 8 --density 0.01 --pattern uniform --json
+    """
+
+    model: Annotated[Model, tyro.conf.arg(help=MODEL_HELP)]
+    width: float = 1.0
+    """Depth multiplier: the fraction of each layer's channels that is kept."""
+    divisor: int = 1
+    """Channel counts of a thinned network are multiples of this number (8 reproduces the paper's Table 1)."""
+    density: float = 1.0
+    """Fraction of the connections between channels that is kept."""
+    pattern: Literal["balanced", "uniform"] = "balanced"
+    """How connections are drawn: equal fan-ins and fan-outs, or independently (the paper)."""
+    seed: int = 0
+    """Seed of the pattern."""
+    input: Shape | None = None
+    """Channels, height and width of one image; default: the network's own."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        from gossamer.experiments import tables
+        from gossamer.experiments.networks import counted
+
+        config = TrainConfig(
+            model=self.model,
+            width=self.width,
+            divisor=self.divisor,
+            density=self.density,
+            pattern=self.pattern,
+            seed=self.seed,
+        )
+        cost = counted(config, self.input)
+        print(json.dumps(tables.cost_to_dict(cost), indent=1)) if self.json else tables.show_cost(cost, self.model)
+        return 0
+
+
+Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Paper, tyro.conf.subcommand("paper")]
+    | Annotated[Count, tyro.conf.subcommand("count")]
+)
+DESCRIPTION = "Convolutional networks with sparse connections between channels: train, compare, count, measure."
+MARKERS = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Command:
+    """The command that the arguments ask for. A wrong one ends the program with one sentence and exit code 2."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            command: Command = tyro.cli(
+                Command, prog="gossamer", description=DESCRIPTION, args=arguments, config=MARKERS
+            )
+    except SystemExit as end:
+        if end.code == 2:
+            print(f"gossamer: {_sentence(complaint.getvalue())}", file=sys.stderr)
+        raise
+    except ValueError as error:  # from a check of the options' own dataclass
+        print(f"gossamer: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return command
+
+
+def _sentence(box: str) -> str:
+    """One line for tyro's boxed message: what is wrong, the nearest option if it knows one, and where help is."""
+    text = [re.sub(r"^[│╭╰ ]+|[│╮╯ ]+$", "", line) for line in box.splitlines()[1:-1]]
+    wrong, *more = re.split(r"\n─+\n", "\n".join(text))
+    near = next((re.search(r"--\S+", part) for part in more if part.startswith("Perhaps")), None)
+    meant = f"; perhaps {near[0]} was meant" if near else ""
+    return f"{' '.join(wrong.split()).rstrip('.')}{meant}; see {more[-1].split(maxsplit=4)[-1] if more else 'gossamer --help'}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit code. With GOSSAMER_TRACEBACK set, errors show where they come from."""
+    command: Command | None = None
+    try:
+        command = parse(arguments)
+        return command.run()
+    except KeyboardInterrupt as stop:
+        resume = str(stop) or getattr(command, "on_interrupt", lambda: "")()
+        print(f"\ngossamer: stopped{'; ' + resume if resume else ''}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has gone, as in `gossamer paper | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        if os.environ.get("GOSSAMER_TRACEBACK"):
+            raise
+        print(f"gossamer: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,74 @@
+"""Figures in the paper's style (its Figures 2 to 5): accuracy against params, madds and milliseconds, log x."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gossamer.experiments.results import Cost, Point, Row, curves, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LABELS = {"thin": "dense, thinned channels", "sparse": "sparse connections", "hybrid": "thinned and sparse"}
+COLOURS = {"thin": "#1f77b4", "sparse": "#d62728", "hybrid": "#2ca02c"}
+MARKERS = {"thin": "o", "sparse": "s", "hybrid": "D"}
+AXES: dict[Cost, str] = {
+    "params": "params (convolutions)",
+    "madds": "multiply-adds (convolutions)",
+    "bytes": "bytes on disk",
+    "ms_image": "milliseconds, one image",
+    "ms_batch": "milliseconds, one batch",
+}
+SIZE: tuple[Cost, ...] = ("params", "madds")
+TIME: tuple[Cost, ...] = ("ms_image", "ms_batch")
+
+
+def draw(rows: Sequence[Row], out: Path, *, title: str) -> list[Path]:
+    """Write `accuracy.svg` and `.png` (params beside madds) into `out`, and `latency.*` where times were measured.
+
+    Returns the files written. The mean over rounds is drawn, with its standard deviation as a bar.
+    """
+    points = summarise(rows)
+    files = _draw(points, SIZE, out / "accuracy", title)
+    if any(p.ms_image is not None for p in points):
+        files += _draw(points, TIME, out / "latency", title)
+    return files
+
+
+def _draw(points: Sequence[Point], kinds: Sequence[Cost], stem: Path, title: str) -> list[Path]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(kinds), 3.4), layout="constrained")
+    for index, kind in enumerate(kinds, start=1):
+        _plot(figure.add_subplot(1, len(kinds), index), points, kind)
+    figure.suptitle(title, fontsize=10)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    files = [stem.with_suffix(suffix) for suffix in (".svg", ".png")]
+    for file in files:
+        dated = {"Date": None} if file.suffix == ".svg" else {}
+        figure.savefig(file, dpi=150, metadata=dated)
+    return files
+
+
+def _plot(axes: Axes, points: Sequence[Point], kind: Cost) -> None:
+    for method, curve in curves(points).items():
+        measured = [p for p in curve if p.cost(kind) is not None]
+        axes.errorbar(
+            [p.cost(kind) or 0.0 for p in measured],
+            [100 * p.accuracy for p in measured],
+            yerr=[100 * p.spread for p in measured],
+            label=LABELS[method],
+            color=COLOURS[method],
+            marker=MARKERS[method],
+            linestyle="none" if method == "hybrid" else "-",
+            markersize=4,
+            linewidth=1.2,
+            capsize=2,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel(AXES[kind])
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(visible=True, which="major", linewidth=0.4)
+    axes.legend(fontsize=8, loc="lower right")

@@ -1,0 +1,49 @@
+"""The main job, shared by `demo`, `sweep` and `paper`: train what is missing, then a table and a report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from gossamer.experiments import report, tables, workers
+from gossamer.experiments.results import read, summarise
+from gossamer.experiments.sweep import Execute, Size, describe, sweep
+from gossamer.training.config import TrainConfig
+
+
+def run(
+    base: TrainConfig,
+    sizes: Sequence[Size],
+    folder: Path,
+    *,
+    rounds: int = 1,
+    execute: Execute | None = None,
+    paper: str | None = None,
+) -> int:
+    """Sweep, print the table, write the report and print its path. Returns the exit code: 1 when a run failed.
+
+    Under torchrun every process takes part in each run, and the first one keeps the results.
+    """
+    if "RANK" in os.environ:
+        execute = workers.in_place
+    rows = sweep(base, sizes, folder, execute or workers.processes, rounds=rounds, paper=paper)
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    show(folder)
+    bad = [row for row in rows if row["status"] == "failed"]
+    for row in bad:
+        print(describe(row))
+    if bad:
+        print(f"{len(bad)} runs failed; the same command tries them again")
+    return 1 if bad else 0
+
+
+def show(folder: Path) -> None:
+    """Print the table of a sweep's folder and write its report."""
+    rows = read(folder)
+    written = report.write(folder)
+    tables.show_points(summarise(rows), f"{rows[0]['config']['model']} on {rows[0]['config']['data']}")
+    print(f"figures: {', '.join(str(path) for path in written.figures if path.suffix == '.svg')}")
+    print(f"table:   {written.table}")
+    print(f"report:  {written.page.resolve()}")
