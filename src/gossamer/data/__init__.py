@@ -24,11 +24,16 @@ Augment = Literal["auto", "none", "shift", "shift-flip"]
 
 @dataclass(frozen=True)
 class Description:
-    """What a model and a prediction need to know of a data set: its name, classes, image shape and normalisation."""
+    """What a network and its predictions need to know of a data set.
+
+    `image_shape` is (channels, height, width); a picture is scaled to `shorter_side` before its middle is cut out.
+    `mean` and `std` are those of each channel over the training set, with 255 as 1.
+    """
 
     name: str
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
+    shorter_side: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -80,9 +85,10 @@ def load(
     if path.suffix == ".npz":
         return _in_memory(path.stem, sources.npz, path, image_size, augment)
     if is_image_folder(name):
-        train, test, classes = folder.splits(path, image_size or 224, augment, workers)
-        shape = (3, image_size or 224, image_size or 224)
-        return DataSet(path.name, classes, shape, folder.MEAN, folder.STD, train, test)
+        size = image_size or 224
+        train, test, classes = folder.splits(path, size, augment, workers)
+        shorter = folder.shorter_side(size)
+        return DataSet(path.name, classes, (3, size, size), shorter, folder.MEAN, folder.STD, train, test)
     known = ", ".join(sources.NAMES)
     raise FileNotFoundError(
         f"there is no data set or folder {name!r}; known are {known}, an .npz file or an image folder"
@@ -107,6 +113,6 @@ def _in_memory(
         augment = "shift-flip" if channels == 3 else "shift"
     shift = 0 if augment == "none" else max(height, width) // 8
     train = arrays.ArraySplit(images, labels, shift=shift, flip=augment == "shift-flip")
-    return DataSet(
-        name, classes, (channels, height, width), mean, std, train, arrays.ArraySplit(test_images, test_labels)
-    )
+    test = arrays.ArraySplit(test_images, test_labels)
+    shape = (channels, height, width)
+    return DataSet(name, classes, shape, min(height, width), mean, std, train, test)

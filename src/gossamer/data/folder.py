@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import struct
 import zlib
 from pathlib import Path
@@ -34,16 +35,12 @@ class ImageFiles(Dataset["Sample"]):
     """Image files with class numbers; an item is decoded, cropped to `size` and augmented by the seed in its key."""
 
     def __init__(self, files: Sequence[tuple[str, int]], size: int, augment: str) -> None:
-        from gossamer._torchvision import torchvision
-
-        v2 = torchvision.transforms.v2
+        v2 = _transforms()
         self.files = list(files)
-        whole = [v2.Resize(round(size / 0.875)), v2.CenterCrop(size)]
-        changed = {"none": whole, "shift": [v2.RandomResizedCrop(size)]}.get(
-            augment, [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
-        )
-        self.whole = v2.Compose([*whole, v2.PILToTensor()])
-        self.changed = v2.Compose([*changed, v2.PILToTensor()])
+        self.middle = _middle(shorter_side(size), (size, size))
+        flips = [] if augment == "shift" else [v2.RandomHorizontalFlip()]
+        crops = v2.Compose([v2.RandomResizedCrop(size), *flips, v2.PILToTensor()])
+        self.augmented = self.middle if augment == "none" else crops
 
     def __len__(self) -> int:
         return len(self.files)
@@ -72,7 +69,7 @@ class ImageFiles(Dataset["Sample"]):
         with torch.random.fork_rng(devices=[]):
             if seed is not None:
                 torch.manual_seed(seed)
-            image: torch.Tensor = (self.whole if seed is None else self.changed)(read_image(path))
+            image: torch.Tensor = (self.middle if seed is None else self.augmented)(_decoded(path, 3))
         return image
 
 
@@ -134,12 +131,34 @@ def splits(path: Path, size: int, augment: str, workers: int) -> tuple[FolderSpl
     )
 
 
-def read_image(path: str | Path) -> Any:
-    """The RGB picture in a file, as Pillow holds it. Raises one of UNREADABLE."""
+def shorter_side(size: int) -> int:
+    """Shorter side to which a picture is scaled before its middle `size` x `size` is cut out, as for ImageNet."""
+    return round(size / 0.875)
+
+
+def read_picture(path: str | Path, shape: tuple[int, int, int], shorter: int) -> torch.Tensor:
+    """A picture file as uint8 `shape` (channels, height, width): its middle, scaled. Raises one of UNREADABLE."""
+    picture: torch.Tensor = _middle(shorter, shape[1:])(_decoded(path, shape[0]))
+    return picture
+
+
+def _middle(shorter: int, size: tuple[int, int]) -> Any:
+    """The transform from a Pillow image to the uint8 tensor of its middle."""
+    v2 = _transforms()
+    return v2.Compose([v2.Resize(shorter), v2.CenterCrop(size), v2.PILToTensor()])
+
+
+def _transforms() -> Any:
+    importlib.import_module("gossamer._torchvision")
+    return importlib.import_module("torchvision.transforms.v2")
+
+
+def _decoded(path: str | Path, channels: int) -> Any:
+    """The Pillow image in a file, in colour or grey."""
     from PIL import Image
 
     with Image.open(path) as image:
-        return image.convert("RGB")
+        return image.convert("RGB" if channels == 3 else "L")
 
 
 def _collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, list[Failure]]:

@@ -1,0 +1,91 @@
+"""What a finished run is good for: its accuracy on the test set, and the classes of pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gossamer.data import Description
+from gossamer.data.folder import UNREADABLE, read_picture
+from gossamer.storage import load as load_model
+from gossamer.training import build
+from gossamer.training.distributed import processes
+from gossamer.training.evaluation import evaluate as _evaluate
+from gossamer.training.evaluation import logits
+from gossamer.training.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one picture, best first, each with its probability."""
+
+    image: str
+    classes: tuple[tuple[str, float], ...]
+
+
+def load_trained(run: str | Path) -> tuple[nn.Module, Description]:
+    """The trained network of a run folder, and what it was trained on.
+
+    Raises FileNotFoundError when there is none, ValueError when its files are damaged.
+    """
+    folder = RunFolder(run)
+    config, description = folder.read_config()
+    if not folder.model.exists():
+        raise FileNotFoundError(f"{folder.path} holds no trained model yet; finish its training (--resume)")
+    model = build.build_model(config, description)
+    load_model(model, folder.model)
+    return model.eval(), description
+
+
+def evaluate(run: str | Path, *, data_root: str | None = None) -> dict[str, Any]:
+    """Accuracy and mean loss of a run's network on its test set, JSON-able."""
+    model, description = load_trained(run)
+    config = RunFolder(run).read_config()[0]
+    dataset = build.load_data(dataclasses.replace(config, data_root=data_root or config.data_root))
+    if (dataset.classes, dataset.image_shape) != (description.classes, description.image_shape):
+        raise ValueError(f"{config.data} has other classes or images now than when {run} was trained")
+    with processes(config.device) as team:
+        model.to(team.device)
+
+        def prepare(images: torch.Tensor) -> torch.Tensor:
+            return description.normalise(images.to(team.device))
+
+        loss, accuracy = _evaluate(model, dataset.test, prepare, config.batch_size, team)
+    skipped = dict(dataset.test.skipped)
+    return {
+        "run": str(run),
+        "data": config.data,
+        "images": len(dataset.test) - len(skipped),
+        "accuracy": accuracy,
+        "loss": loss,
+        "skipped": skipped,
+    }
+
+
+@torch.no_grad()
+def predict(run: str | Path, images: Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
+    """The `top` most probable classes of each picture file, by a run's network.
+
+    Pictures are brought to the network's channels and size: the shorter side fitted, the middle cut out.
+    Raises FileNotFoundError or ValueError for a file that is missing or no picture.
+    """
+    model, description = load_trained(run)
+    predictions = []
+    for path in images:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no picture {path}")
+        try:
+            picture = read_picture(path, description.image_shape, description.shorter_side)
+        except UNREADABLE as error:
+            raise ValueError(f"{path} cannot be read as a picture: {error}") from None
+        outputs = logits(model(description.normalise(picture[None])))
+        probabilities, which = outputs.softmax(1)[0].topk(min(top, description.num_classes))
+        pairs = zip(which.tolist(), probabilities.tolist(), strict=True)
+        predictions.append(Prediction(str(path), tuple((description.classes[i], p) for i, p in pairs)))
+    return predictions
