@@ -26,16 +26,17 @@ Augment = Literal["auto", "none", "shift", "shift-flip"]
 class Description:
     """What a network and its predictions need to know of a data set.
 
-    `image_shape` is (channels, height, width); a picture is scaled to `shorter_side` before its middle is cut out.
+    `image_shape` is (channels, height, width); a picture is scaled to `shorter_side` (0: that of the images) before its
+    middle is cut out.
     `mean` and `std` are those of each channel over the training set, with 255 as 1.
     """
 
     name: str
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
-    shorter_side: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    shorter_side: int = dataclasses.field(default=0, kw_only=True)
 
     @property
     def num_classes(self) -> int:
@@ -88,7 +89,8 @@ def load(
         size = image_size or 224
         train, test, classes = folder.splits(path, size, augment, workers)
         shorter = folder.shorter_side(size)
-        return DataSet(path.name, classes, (3, size, size), shorter, folder.MEAN, folder.STD, train, test)
+        shape = (3, size, size)
+        return DataSet(path.name, classes, shape, folder.MEAN, folder.STD, train, test, shorter_side=shorter)
     known = ", ".join(sources.NAMES)
     raise FileNotFoundError(
         f"there is no data set or folder {name!r}; known are {known}, an .npz file or an image folder"
@@ -115,4 +117,4 @@ def _in_memory(
     train = arrays.ArraySplit(images, labels, shift=shift, flip=augment == "shift-flip")
     test = arrays.ArraySplit(test_images, test_labels)
     shape = (channels, height, width)
-    return DataSet(name, classes, shape, min(height, width), mean, std, train, test)
+    return DataSet(name, classes, shape, mean, std, train, test)

@@ -138,7 +138,7 @@ def shorter_side(size: int) -> int:
 
 def read_picture(path: str | Path, shape: tuple[int, int, int], shorter: int) -> torch.Tensor:
     """A picture file as uint8 `shape` (channels, height, width): its middle, scaled. Raises one of UNREADABLE."""
-    picture: torch.Tensor = _middle(shorter, shape[1:])(_decoded(path, shape[0]))
+    picture: torch.Tensor = _middle(shorter or min(shape[1:]), shape[1:])(_decoded(path, shape[0]))
     return picture
 
 

@@ -96,7 +96,7 @@ def _from_torchvision(name: str, folder: str, root: Path) -> Arrays:
         except RuntimeError:  # torchvision's word for "not there"
             train, test = (dataset(root, train=split, download=True) for split in (True, False))
     except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].rstrip(".:")
         raise FileNotFoundError(
             f"{name} is not in {root / folder} and could not be downloaded ({reason}); put its files there, or name "
             "the folder that holds them with --data-root or GOSSAMER_DATA"
