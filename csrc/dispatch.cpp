@@ -1,0 +1,131 @@
+// The C functions of gossamer.h: check the arguments, choose the build for this machine, call it.
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace gossamer {
+namespace {
+
+struct Isa {
+    const char* name;
+    const Kernels* kernels;
+};
+
+struct Choice {
+    Isa chosen = {nullptr, nullptr};
+    char list[64] = "";
+
+    Choice() {
+        const char* wanted = getenv("GOSSAMER_ISA");
+        const bool any = !wanted || !*wanted;
+#define GOSSAMER_ISA(isa, supported)                                          \
+    if (supported) {                                                          \
+        if (*list) strcat(list, " ");                                         \
+        strcat(list, #isa);                                                   \
+        if (any || strcmp(wanted, #isa) == 0) chosen = {#isa, &kernels_##isa}; \
+    }
+#include "isa.inc"
+#undef GOSSAMER_ISA
+    }
+};
+
+const Choice& choice() {
+    static const Choice made;
+    return made;
+}
+
+int check(const gossamer_conv* c) {
+    if (!c) return GOSSAMER_NULL_POINTER;
+    const int64_t sizes[] = {c->in_channels, c->in_h, c->in_w, c->out_channels, c->kernel_h, c->kernel_w,
+                             c->stride_h, c->stride_w, c->dil_h, c->dil_w};
+    for (int64_t size : sizes)
+        if (size < 1 || size > INT32_MAX) return GOSSAMER_BAD_SHAPE;
+    if (c->batch < 0 || c->pad_h < 0 || c->pad_w < 0) return GOSSAMER_BAD_SHAPE;
+    if (out_size(c->in_h, c->kernel_h, c->stride_h, c->pad_h, c->dil_h) < 1) return GOSSAMER_BAD_SHAPE;
+    if (out_size(c->in_w, c->kernel_w, c->stride_w, c->pad_w, c->dil_w) < 1) return GOSSAMER_BAD_SHAPE;
+    if (!c->indptr || c->indptr[0] != 0) return c->indptr ? GOSSAMER_BAD_INDEX : GOSSAMER_NULL_POINTER;
+    for (int64_t o = 0; o < c->out_channels; o++)
+        if (c->indptr[o + 1] < c->indptr[o]) return GOSSAMER_BAD_INDEX;
+    const int32_t connections = c->indptr[c->out_channels];
+    if (connections && !c->indices) return GOSSAMER_NULL_POINTER;
+    for (int64_t o = 0; o < c->out_channels; o++) {
+        int64_t before = -1;
+        for (int32_t e = c->indptr[o]; e < c->indptr[o + 1]; e++) {
+            if (c->indices[e] <= before || c->indices[e] >= c->in_channels) return GOSSAMER_BAD_INDEX;
+            before = c->indices[e];
+        }
+    }
+    return choice().chosen.kernels ? GOSSAMER_OK : GOSSAMER_UNKNOWN_ISA;
+}
+
+int64_t weights(const gossamer_conv* c) { return c->indptr[c->out_channels] * c->kernel_h * c->kernel_w; }
+
+}  // namespace
+}  // namespace gossamer
+
+using namespace gossamer;
+
+extern "C" {
+
+int gossamer_output_size(const gossamer_conv* c, int64_t* out_h, int64_t* out_w) {
+    if (!c || !out_h || !out_w) return GOSSAMER_NULL_POINTER;
+    if (c->stride_h < 1 || c->stride_w < 1) return GOSSAMER_BAD_SHAPE;
+    *out_h = out_size(c->in_h, c->kernel_h, c->stride_h, c->pad_h, c->dil_h);
+    *out_w = out_size(c->in_w, c->kernel_w, c->stride_w, c->pad_w, c->dil_w);
+    return *out_h < 1 || *out_w < 1 ? GOSSAMER_BAD_SHAPE : GOSSAMER_OK;
+}
+
+int gossamer_forward(const gossamer_conv* c, const float* input, const float* weight, const float* bias, int relu,
+                     float* output, int threads) {
+    const int status = check(c);
+    if (status || c->batch == 0) return status;
+    if (!input || !output || (!weight && weights(c))) return GOSSAMER_NULL_POINTER;
+    return choice().chosen.kernels->forward(*c, input, weight, bias, relu != 0, output, threads);
+}
+
+int gossamer_input_grad(const gossamer_conv* c, const float* grad_output, const float* weight, float* grad_input,
+                        int threads) {
+    const int status = check(c);
+    if (status || c->batch == 0) return status;
+    if (!grad_output || !grad_input || (!weight && weights(c))) return GOSSAMER_NULL_POINTER;
+    return choice().chosen.kernels->input_grad(*c, grad_output, weight, grad_input, threads);
+}
+
+int gossamer_weight_grad(const gossamer_conv* c, const float* grad_output, const float* input, float* grad_weight,
+                         int threads) {
+    const int status = check(c);
+    if (status || weights(c) == 0) return status;
+    if (!grad_weight) return GOSSAMER_NULL_POINTER;
+    if (c->batch == 0) {
+        memset(grad_weight, 0, sizeof(float) * weights(c));
+        return GOSSAMER_OK;
+    }
+    if (!grad_output || !input) return GOSSAMER_NULL_POINTER;
+    return choice().chosen.kernels->weight_grad(*c, grad_output, input, grad_weight, threads);
+}
+
+const char* gossamer_kernel_name(const gossamer_conv* c, char pass) {
+    return check(c) ? "none" : choice().chosen.kernels->kernel_name(*c, pass);
+}
+
+const char* gossamer_status_text(int status) {
+    switch (status) {
+        case GOSSAMER_OK: return "no error";
+        case GOSSAMER_BAD_SHAPE: return "a size is out of range, or the output would be empty";
+        case GOSSAMER_BAD_INDEX:
+            return "indptr must rise from 0 and each row of indices must ascend within the input channels";
+        case GOSSAMER_NULL_POINTER: return "a tensor that has elements was given as a null pointer";
+        case GOSSAMER_NO_MEMORY: return "no memory left for scratch space";
+        case GOSSAMER_UNKNOWN_ISA: return "GOSSAMER_ISA names an instruction set that this library or machine does not have";
+    }
+    return "unknown status";
+}
+
+const char* gossamer_isa(void) { return choice().chosen.name; }
+const char* gossamer_isa_list(void) { return choice().list; }
+void gossamer_release_scratch(void) { release_scratch(); }
+const char* gossamer_version(void) { return GOSSAMER_VERSION; }
+
+}  // extern "C"

@@ -1,0 +1,93 @@
+/* Gossamer's native core: convolution with sparse connections between channels. Plain C; knows neither Python nor torch.
+ *
+ * A connection is one (input channel, output channel) pair with its own kernel_h x kernel_w weights; only connections
+ * that exist are stored and multiplied. They come as compressed rows, one row for each output channel:
+ *
+ *     output channel o listens to the input channels indices[indptr[o]] ... indices[indptr[o + 1] - 1],
+ *     in strictly ascending order; connection number e has the weights weight[e * kernel_h * kernel_w ...].
+ *
+ * All tensors are contiguous float32: input [batch, in_channels, in_h, in_w], weight [connections, kernel_h, kernel_w],
+ * output [batch, out_channels, out_h, out_w] with out_h = (in_h + 2 * pad_h - dil_h * (kernel_h - 1) - 1) / stride_h + 1
+ * (the integer part), the same for the width. As in every deep-learning library this is a cross-correlation:
+ *
+ *     output[n, o, y, x] = sum over e in row o, i, j of
+ *         weight[e, i, j] * input[n, indices[e], y * stride_h - pad_h + i * dil_h, x * stride_w - pad_w + j * dil_w]
+ *
+ * with zeros outside the image. Results do not depend on the number of threads. They differ between instruction sets
+ * by rounding. Every function may be called from any thread at any time; scratch memory is kept for each calling
+ * thread (a few MB, given back when the thread ends or by gossamer_release_scratch).
+ *
+ * A complete program is examples/c/edge.c.
+ */
+#ifndef GOSSAMER_H
+#define GOSSAMER_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define GOSSAMER_API __attribute__((visibility("default")))
+#else
+#define GOSSAMER_API
+#endif
+
+/* What every function that computes returns; gossamer_status_text() says it in words. */
+enum gossamer_status {
+    GOSSAMER_OK = 0,
+    GOSSAMER_BAD_SHAPE = 1,      /* a size is negative or zero where it cannot be, or the output would be empty */
+    GOSSAMER_BAD_INDEX = 2,      /* indptr does not rise from 0, or a row of indices leaves 0..in_channels-1 or is not ascending */
+    GOSSAMER_NULL_POINTER = 3,   /* a tensor that has elements was given as NULL */
+    GOSSAMER_NO_MEMORY = 4,      /* scratch memory could not be had */
+    GOSSAMER_UNKNOWN_ISA = 5,    /* the environment variable GOSSAMER_ISA names none of gossamer_isa_list() */
+};
+
+/* One convolution: sizes in elements, all >= 1 except batch, pad_h and pad_w, which may be 0. */
+typedef struct gossamer_conv {
+    int64_t batch, in_channels, in_h, in_w;
+    int64_t out_channels, kernel_h, kernel_w;
+    int64_t stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
+    const int32_t* indptr;  /* [out_channels + 1] */
+    const int32_t* indices; /* [indptr[out_channels]] */
+} gossamer_conv;
+
+/* The output's height and width; GOSSAMER_BAD_SHAPE when it would be empty. */
+GOSSAMER_API int gossamer_output_size(const gossamer_conv* conv, int64_t* out_h, int64_t* out_w);
+
+/* output = convolution of input, then + bias[o] unless bias is NULL, then max(., 0) when relu is not 0. */
+GOSSAMER_API int gossamer_forward(const gossamer_conv* conv, const float* input, const float* weight, const float* bias,
+                                  int relu, float* output, int threads);
+
+/* grad_input [as input] from grad_output [as output]; every element of grad_input is written. */
+GOSSAMER_API int gossamer_input_grad(const gossamer_conv* conv, const float* grad_output, const float* weight,
+                                     float* grad_input, int threads);
+
+/* grad_weight [as weight] from grad_output and input; every element of grad_weight is written. */
+GOSSAMER_API int gossamer_weight_grad(const gossamer_conv* conv, const float* grad_output, const float* input,
+                                      float* grad_weight, int threads);
+
+/* A sentence for a status; never NULL. */
+GOSSAMER_API const char* gossamer_status_text(int status);
+
+/* The instruction set in use: the best that this machine has, or the one named by GOSSAMER_ISA, which is read once, at
+ * the first call. NULL when that variable names one that this library or this machine does not have. */
+GOSSAMER_API const char* gossamer_isa(void);
+
+/* The instruction sets that this library holds and this machine can run, worst first, separated by spaces. */
+GOSSAMER_API const char* gossamer_isa_list(void);
+
+/* The kernel that a call would run, for people and benchmarks: for example "rows 3x3 stride 1". pass is 'f', 'i' or 'w'. */
+GOSSAMER_API const char* gossamer_kernel_name(const gossamer_conv* conv, char pass);
+
+/* Gives back the calling thread's scratch memory. Needed by no one; the next call takes it again. */
+GOSSAMER_API void gossamer_release_scratch(void);
+
+/* The version of this library, as "0.1.0". */
+GOSSAMER_API const char* gossamer_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,25 @@
+// What each build of sparse_conv.cpp offers to dispatch.cpp. Arguments are checked before they get here.
+#pragma once
+
+#include "gossamer.h"
+
+namespace gossamer {
+
+struct Kernels {
+    int (*forward)(const gossamer_conv&, const float* input, const float* weight, const float* bias, bool relu,
+                   float* output, int threads);
+    int (*input_grad)(const gossamer_conv&, const float* grad_output, const float* weight, float* grad_input, int threads);
+    int (*weight_grad)(const gossamer_conv&, const float* grad_output, const float* input, float* grad_weight, int threads);
+    const char* (*kernel_name)(const gossamer_conv&, char pass);
+};
+
+static inline int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+    const int64_t room = in + 2 * pad - dilation * (kernel - 1) - 1;
+    return room < 0 ? 0 : room / stride + 1;
+}
+
+#define GOSSAMER_ISA(name, supported) extern const Kernels kernels_##name;
+#include "isa.inc"
+#undef GOSSAMER_ISA
+
+}  // namespace gossamer

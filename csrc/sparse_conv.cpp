@@ -1,0 +1,1001 @@
+// All arithmetic of the native core. Compiled once for each line of isa.inc, with GOSSAMER_BUILD naming that line.
+//
+// The trap of such a file: anything with a weak symbol (an inline function or template outside the anonymous namespace,
+// any part of the STL) may be linked from the newest build into all of them. So: no STL, no headers with inline
+// functions, everything in the anonymous namespace but the one table at the end. A test looks with nm.
+//
+// README.md beside this file says how the kernels work; the short form:
+//  - forward and input gradient are both a Gather: destination plane o = sum over its connections and taps of a weight
+//    times a shifted source plane. The input gradient gathers with transposed connections, once per stride phase.
+//  - source planes are first copied into a zero-padded Layout in which every tap is one constant offset.
+//  - three layouts: rows (vectors along the width), flat (rows run on, for widths that fill vectors badly), batch
+//    (images in the lanes, for small maps).
+#include "kernels.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace gossamer {
+namespace {
+
+typedef int64_t i64;
+
+GS_INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
+GS_INLINE i64 most(i64 a, i64 b) { return a > b ? a : b; }
+GS_INLINE i64 divide_up(i64 a, i64 b) { return (a + b - 1) / b; }
+GS_INLINE i64 round_up(i64 a, i64 b) { return divide_up(a, b) * b; }
+GS_INLINE i64 modulo(i64 a, i64 b) { return ((a % b) + b) % b; }
+GS_INLINE i64 floor_divide(i64 a, i64 b) { return (a - modulo(a, b)) / b; }
+
+constexpr i64 kCacheFloats = 256 * 1024;  // 1 MiB: what a thread's share of planes should fit in (the level-2 cache)
+constexpr i64 kSlack = 512;               // floats that may be read, never used, after the last plane
+constexpr int kMaxRows = kRegisters == 32 && kLanes == 16 ? 8 : 4;
+constexpr int kMaxVectors = kLanes == 16 ? 3 : 2;  // along a row, in tiles of several rows
+constexpr int kMaxFlat = 8;                        // in tiles of one row
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The problem both the forward pass and the input gradient are cast into.
+
+struct Gather {
+    i64 batch, channels, height, width;  // source planes
+    i64 outputs, rows, cols;             // destination planes and the grid of positions computed in each
+    i64 step_y, step_x;                  // source steps from one position to the next
+    i64 dst_h, dst_w;                    // destination planes' true size; position (y, x) is element
+    i64 dst_step_y, dst_step_x, dst_y, dst_x;  // (y * dst_step_y + dst_y, x * dst_step_x + dst_x)
+    const int32_t* begin;                // connections of destination plane o: begin[o] .. begin[o + 1]
+    const int32_t* source;               // source channel of each connection
+    const int32_t* position;             // where its weights lie; NULL: in order
+    const float* weight;
+    i64 kernel;                          // weights of a connection
+    const float* bias;
+    bool relu;
+    const float* src;
+    float* dst;
+    // taps, as columns of `column` rows each that lie one source row apart (column = 1: any taps at all)
+    int column, columns;
+    int32_t *tap_row, *tap_col;          // [columns] source offset of each column's first tap
+    int32_t* tap_weight;                 // [columns * column]
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Padded copies.
+
+// Where source planes go: [channel][phase][row][col][inner]. A phase holds every step-th row and column.
+struct Layout {
+    i64 inner;                // floats at one position: 1, or images in the batch layout
+    i64 row_min, col_min;     // source offset of padded position (0, 0)
+    i64 phases_y, phases_x;
+    i64 pitch, phase, plane;  // floats from row to row, phase to phase, channel to channel
+    i64 rows, cols;           // rows copied and columns kept in each phase
+};
+
+i64 tap_offset(const Layout& l, i64 step_y, i64 step_x, i64 row, i64 col) {
+    const i64 y = row - l.row_min, x = col - l.col_min;
+    const i64 a = y % step_y, b = x % step_x;
+    return (a * l.phases_x + b) * l.phase + (y / step_y) * l.pitch + (x / step_x) * l.inner;
+}
+
+enum Fit { kTight, kVectorRows, kUnshared };
+
+// A layout for `rows` x `cols` positions whose taps lie in [row_lo, row_hi] x [col_lo, col_hi].
+Layout make_layout(i64 rows, i64 cols, i64 step_y, i64 step_x, i64 row_lo, i64 row_hi, i64 col_lo, i64 col_hi,
+                   i64 width, i64 inner, Fit fit) {
+    Layout l;
+    l.inner = inner;
+    l.row_min = row_lo;
+    l.col_min = col_lo;
+    l.phases_y = least(step_y, row_hi - row_lo + 1);
+    l.phases_x = least(step_x, col_hi - col_lo + 1);
+    const i64 last = (col_hi - col_lo) / step_x;
+    i64 shared = 0;  // zero columns that end one row and begin the next
+    if (step_x == 1 && fit != kUnshared) {
+        const i64 left = most(0, -col_lo), right = most(0, cols - 1 + col_hi - (width - 1));
+        shared = least(least(left, right), last);
+    }
+    l.rows = rows + (row_hi - row_lo) / step_y;
+    i64 pitch = cols + last - shared;
+    if (fit == kVectorRows) pitch = round_up(pitch, kLanes) * 8 <= pitch * 9 ? round_up(pitch, kLanes) : round_up(pitch, 4);
+    l.cols = pitch;
+    l.pitch = pitch * inner;
+    l.phase = l.rows * l.pitch;
+    l.plane = round_up(l.phases_y * l.phases_x * l.phase + shared * inner, kLanes);
+    return l;
+}
+
+GS_INLINE void fill_zero(float* p, i64 count) {
+    i64 i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(p + i, zero());
+    for (; i < count; i++) p[i] = 0;
+}
+
+GS_INLINE void copy(float* to, const float* from, i64 count) {
+    i64 i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+    if (i < count) store_first(to + i, load_first(from + i, (int)(count - i)), (int)(count - i));
+}
+
+// Copies one source plane; position row 0 is grid row y0.
+void copy_plane(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 height, i64 width, i64 y0, float* to) {
+    float* const end = to + l.plane;
+    for (i64 a = 0; a < l.phases_y; a++)
+        for (i64 b = 0; b < l.phases_x; b++)
+            for (i64 r = 0; r < l.rows; r++, to += l.pitch) {
+                const i64 y = (y0 + r) * step_y + a + l.row_min, x0 = b + l.col_min;
+                if (y < 0 || y >= height) {
+                    fill_zero(to, l.pitch);
+                    continue;
+                }
+                const i64 first = least(l.cols, x0 >= 0 ? 0 : divide_up(-x0, step_x));
+                const i64 last = most(first, least(l.cols, x0 >= width ? 0 : divide_up(width - x0, step_x)));
+                const float* from = src + y * width + x0;
+                for (i64 q = 0; q < first; q++) to[q] = 0;
+                if (step_x == 1)
+                    copy(to + first, from + first, last - first);
+                else if (step_x == 2)
+                    for (i64 q = first; q < last; q++) to[q] = from[2 * q];
+                else
+                    for (i64 q = first; q < last; q++) to[q] = from[q * step_x];
+                for (i64 q = last; q < l.cols; q++) to[q] = 0;
+            }
+    fill_zero(to, end - to);
+}
+
+// Copies all channels of up to l.inner images into the batch layout; lanes past `images` are zero.
+void copy_batch(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 images, i64 channels, i64 height,
+                i64 width, i64 y0, i64 c0, i64 c1, float* to) {
+    const i64 area = height * width, stride = channels * area;
+    for (i64 c = c0; c < c1; c++) fill_zero(to + c * l.plane, l.plane);
+    // for every source pixel its place in the layout, kLanes consecutive pixels (of all channels in turn) at once
+    const i64 total = (c1 - c0) * area;
+    i64 c = c0, y = 0, x = 0;
+    for (i64 m = 0; m < total; m += kLanes) {
+        const int pixels = (int)least(kLanes, total - m);
+        float* place[kLanes];
+        for (int k = 0; k < pixels; k++) {
+            const i64 py = y - l.row_min, px = x - l.col_min;
+            const i64 a = modulo(py, step_y), b = modulo(px, step_x);
+            const i64 r = floor_divide(py, step_y) - y0, q = floor_divide(px, step_x);
+            const bool kept = a < l.phases_y && b < l.phases_x && r >= 0 && r < l.rows && q >= 0 && q < l.cols;
+            place[k] = kept ? to + c * l.plane + (a * l.phases_x + b) * l.phase + r * l.pitch + q * l.inner : nullptr;
+            if (++x == width) {
+                x = 0;
+                if (++y == height) y = 0, c++;
+            }
+        }
+        for (i64 n = 0; n < images; n += kLanes) {
+            vec v[kLanes];
+            const float* from = src + n * stride + c0 * area + m;
+            for (int k = 0; k < kLanes; k++)
+                v[k] = n + k >= images ? zero() : pixels == kLanes ? load(from + k * stride) : load_first(from + k * stride, pixels);
+            transpose(v);
+            for (int k = 0; k < pixels; k++)
+                if (place[k]) store(place[k] + n, v[k]);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The tile: R x V vectors of one destination plane, kept in registers over all its connections.
+
+struct Tile {
+    const float* planes;    // source plane 0, at the tile's first position
+    i64 plane, pitch, odd;  // floats to the next channel, next row, and to the odd rows when rows step by two
+    const int32_t *source, *position;
+    i64 first, last;        // connections
+    const float* weight;
+    i64 kernel;
+    int columns;
+    const i64* offset;          // [columns]
+    const int32_t* tap_weight;  // [columns * column]
+    float* to;                  // destination: row r at to + r * to_pitch, `count` floats of each
+    i64 to_pitch, count;
+    float bias, floor;
+};
+
+template <int S>
+GS_INLINE i64 row_offset(const Tile& t, int r) {
+    return S == 1 ? r * t.pitch : (r & 1) * t.odd + (r >> 1) * t.pitch;
+}
+
+template <int KH, int S, int R, int V>
+void tile(const Tile& t) {
+    constexpr int rows = (R - 1) * S + KH;
+    vec acc[R][V];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+        for (int v = 0; v < V; v++) acc[r][v] = broadcast(t.bias);
+    for (i64 e = t.first; e < t.last; e++) {
+        const float* x = t.planes + t.source[e] * t.plane;
+        const float* w = t.weight + (t.position ? t.position[e] : e) * t.kernel;
+        const float* next = t.planes + t.source[e + 1 < t.last ? e + 1 : e] * t.plane;
+        for (int j = 0; j < t.columns; j++) {
+            const float* xj = x + t.offset[j];
+            const float* nj = next + t.offset[j];
+            vec weight[KH];
+#pragma GCC unroll 8
+            for (int i = 0; i < KH; i++) weight[i] = broadcast(w[t.tap_weight[j * KH + i]]);
+            const bool ahead = KH > 1 && j == 0;
+#pragma GCC unroll 32
+            for (int r = 0; r < rows; r++) {
+                if (ahead) {
+#pragma GCC unroll 4
+                    for (int v = 0; v <= V; v++) __builtin_prefetch(nj + row_offset<S>(t, r) + v * kLanes);
+                }
+#pragma GCC unroll 16
+                for (int v = 0; v < V; v++) {
+                    const vec in = load(xj + row_offset<S>(t, r) + v * kLanes);
+#pragma GCC unroll 8
+                    for (int i = 0; i < KH; i++)
+                        if (r >= i && (r - i) % S == 0 && (r - i) / S < R) acc[(r - i) / S][v] = fma(weight[i], in, acc[(r - i) / S][v]);
+                }
+            }
+        }
+    }
+    const vec floor = broadcast(t.floor);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 16
+        for (int v = 0; v < V; v++) {
+            const i64 left = t.count - v * kLanes;
+            float* to = t.to + r * t.to_pitch + v * kLanes;
+            const vec out = max(floor, acc[r][v]);
+            if (left >= kLanes)
+                store(to, out);
+            else if (left > 0)
+                store_first(to, out, (int)left);
+        }
+}
+
+typedef void (*TileFunction)(const Tile&);
+
+template <int KH, int S, int V>
+TileFunction tile_of_rows(int rows) {
+    switch (rows) {
+        case 1: return tile<KH, S, 1, V>;
+        case 2: return tile<KH, S, 2, V>;
+        case 3: return tile<KH, S, 3, V>;
+        case 4: return tile<KH, S, 4, V>;
+#if defined(__AVX512F__)
+        case 5: return tile<KH, S, 5, V>;
+        case 6: return tile<KH, S, 6, V>;
+        case 7: return tile<KH, S, 7, V>;
+        case 8: return tile<KH, S, 8, V>;
+#endif
+    }
+    return nullptr;
+}
+
+template <int KH, int S>
+TileFunction tile_of(int rows, int vectors) {
+    switch (vectors) {
+        case 1: return tile_of_rows<KH, S, 1>(rows);
+        case 2: return tile_of_rows<KH, S, 2>(rows);
+#if defined(__AVX512F__)
+        case 3: return tile_of_rows<KH, S, 3>(rows);
+#endif
+    }
+    return nullptr;
+}
+
+// The tile for columns of `column` taps; steps of two rows only for columns of three.
+TileFunction find_tile(int column, i64 step, int rows, int vectors) {
+    if (column == 1 && rows == 1) switch (vectors) {
+            case 3: return tile<1, 1, 1, 3>;
+            case 4: return tile<1, 1, 1, 4>;
+            case 5: return tile<1, 1, 1, 5>;
+            case 6: return tile<1, 1, 1, 6>;
+            case 7: return tile<1, 1, 1, 7>;
+            case 8: return tile<1, 1, 1, 8>;
+        }
+    if (column == 1) return tile_of<1, 1>(rows, vectors);
+    if (column == 2) return tile_of<2, 1>(rows, vectors);
+    if (column == 3) return step == 2 ? tile_of<3, 2>(rows, vectors) : tile_of<3, 1>(rows, vectors);
+    if (column == 5) return tile_of<5, 1>(rows, vectors);
+    return tile_of<7, 1>(rows, vectors);
+}
+
+bool has_column(i64 taps, i64 step) { return step == 1 ? taps == 2 || taps == 3 || taps == 5 || taps == 7 : step == 2 && taps == 3; }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Gather, driven over images, bands of rows and destination planes.
+
+enum Shape { kRows, kFlat, kBatch };
+
+struct Plan {
+    Shape shape;
+    Layout layout;
+    i64 band, bands;     // rows of positions in a band
+    i64 group, groups;   // images in a task
+    i64 flat;            // floats of one row of positions or, in the flat shape, of a whole band
+    bool whole;          // rows follow each other without a gap, in source and destination
+    i64 block;           // destination planes computed before they are stored (batch shape)
+    i64 tile_rows, tile_vectors;
+};
+
+struct GatherRun {
+    const Gather* g;
+    const Plan* plan;
+    const i64* offset;
+    float* work;          // [private ? threads : 1][planes]
+    i64 work_floats;
+    float* temporary;     // [threads][temporary_floats]
+    i64 temporary_floats;
+    i64* counters;        // one for each task
+    i64 tasks;
+    bool alone;           // every thread takes whole tasks
+};
+
+void bounds(const int32_t* values, i64 count, i64 extra, i64* lo, i64* hi) {
+    *lo = *hi = count ? values[0] : 0;
+    for (i64 i = 0; i < count; i++) {
+        *lo = least(*lo, values[i]);
+        *hi = most(*hi, values[i]);
+    }
+    *hi += extra;
+}
+
+Plan make_plan(const Gather& g, int threads) {
+    Plan p;
+    i64 row_lo, row_hi, col_lo, col_hi;
+    bounds(g.tap_row, g.columns, g.column - 1, &row_lo, &row_hi);
+    bounds(g.tap_col, g.columns, 0, &col_lo, &col_hi);
+    const i64 lanes = round_up(g.cols, kLanes);
+    p.shape = g.cols * 8 >= lanes * 5 ? kRows : kFlat;
+    p.group = 1;
+    if (g.batch * 2 >= kLanes && g.cols <= 8 && g.cols * 16 < lanes * 13) {
+        p.shape = kBatch;
+        p.group = least(64, round_up(g.batch, kLanes));
+        while (p.group > kLanes) {
+            const Layout l = make_layout(g.rows, g.cols, g.step_y, g.step_x, row_lo, row_hi, col_lo, col_hi, g.width, p.group, kUnshared);
+            if (l.plane * g.channels <= 2 * kCacheFloats && (g.batch >= p.group * threads)) break;
+            p.group = round_up(p.group / 2, kLanes);
+        }
+    }
+    const Fit fit = p.shape == kRows ? kVectorRows : p.shape == kFlat ? kTight : kUnshared;
+    p.band = g.rows;
+    for (;;) {
+        p.layout = make_layout(p.band, g.cols, g.step_y, g.step_x, row_lo, row_hi, col_lo, col_hi, g.width,
+                               p.shape == kBatch ? p.group : 1, fit);
+        if (p.band <= kMaxRows || p.layout.plane * g.channels <= kCacheFloats) break;
+        p.band = most(kMaxRows, least(p.band - 1, round_up(divide_up(p.band, 2), kMaxRows)));
+    }
+    p.bands = divide_up(g.rows, p.band);
+    p.groups = divide_up(g.batch, p.group);
+    p.whole = p.layout.cols == g.cols && g.dst_step_x == 1 && g.dst_w == g.cols && g.dst_step_y == 1;
+    p.block = 1;
+    if (p.shape == kBatch) p.block = least(g.outputs, most(1, divide_up(kLanes * 2, g.rows * g.cols)));
+    return p;
+}
+
+// Rows of one destination plane from `from` (row pitch `pitch`) to their places.
+void place_rows(const Gather& g, const float* from, i64 pitch, i64 y0, i64 rows, float* plane) {
+    for (i64 y = 0; y < rows; y++, from += pitch) {
+        float* to = plane + ((y0 + y) * g.dst_step_y + g.dst_y) * g.dst_w + g.dst_x;
+        if (g.dst_step_x == 1)
+            copy(to, from, g.cols);
+        else
+            for (i64 x = 0; x < g.cols; x++) to[x * g.dst_step_x] = from[x];
+    }
+}
+
+// Positions x images of `planes` destination planes, from [plane][position][image] to their places.
+void place_batch(const Gather& g, const float* from, i64 group, i64 n0, i64 images, i64 o0, i64 planes, i64 y0, i64 rows) {
+    const i64 positions = rows * g.cols, total = planes * positions, image = g.outputs * g.dst_h * g.dst_w;
+    const bool dense = g.dst_step_x == 1 && g.dst_step_y == 1 && (rows == g.dst_h || planes == 1) && g.cols == g.dst_w;
+    float* base = g.dst + n0 * image + o0 * g.dst_h * g.dst_w;
+    for (i64 m = 0; m < total; m += kLanes) {
+        const int count = (int)least(kLanes, total - m);
+        for (i64 n = 0; n < images; n += kLanes) {
+            vec v[kLanes];
+            for (int k = 0; k < kLanes; k++) v[k] = k < count ? load(from + (m + k) * group + n) : zero();
+            transpose(v);
+            const int lanes = (int)least(kLanes, images - n);
+            if (dense) {
+                float* to = base + n * image + y0 * g.dst_w + m;
+                for (int k = 0; k < lanes; k++) store_first(to + k * image, v[k], count);
+                continue;
+            }
+            for (int k = 0; k < lanes; k++) {
+                float row[kLanes];
+                store(row, v[k]);
+                float* to = base + (n + k) * image;
+                for (int i = 0; i < count; i++) {
+                    const i64 plane = (m + i) / positions, at = (m + i) % positions;
+                    to[(plane * g.dst_h + (y0 + at / g.cols) * g.dst_step_y + g.dst_y) * g.dst_w +
+                       (at % g.cols) * g.dst_step_x + g.dst_x] = row[i];
+                }
+            }
+        }
+    }
+}
+
+// One destination plane of a band, into `plane` (its place) or `temporary`.
+void gather_plane(const GatherRun& run, const float* planes, i64 o, i64 rows, float* to, i64 to_pitch) {
+    const Gather& g = *run.g;
+    const Plan& p = *run.plan;
+    const Layout& l = p.layout;
+    Tile t;
+    t.plane = l.plane;
+    t.pitch = l.pitch;
+    t.odd = l.phases_x * l.phase;
+    t.source = g.source;
+    t.position = g.position;
+    t.first = g.begin[o];
+    t.last = g.begin[o + 1];
+    t.weight = g.weight;
+    t.kernel = g.kernel;
+    t.columns = g.columns;
+    t.offset = run.offset;
+    t.tap_weight = g.tap_weight;
+    t.to_pitch = to_pitch;
+    t.bias = g.bias ? g.bias[o] : 0.0f;
+    t.floor = g.relu ? 0.0f : -__builtin_inff();
+    if (p.shape == kRows) {
+        const i64 vectors = divide_up(g.cols, kLanes), across = divide_up(vectors, kMaxVectors);
+        const i64 wide = divide_up(vectors, across), down = divide_up(rows, kMaxRows), high = divide_up(rows, down);
+        for (i64 y = 0; y < rows; y += high)
+            for (i64 v = 0; v < vectors; v += wide) {
+                t.planes = planes + y * l.pitch + v * kLanes;
+                t.to = to + y * to_pitch + v * kLanes;
+                t.count = g.cols - v * kLanes;
+                find_tile(g.column, g.step_y, (int)least(high, rows - y), (int)least(wide, vectors - v))(t);
+            }
+        return;
+    }
+    const bool whole = p.shape == kFlat || l.cols == g.cols;
+    const i64 length = whole ? (rows - 1) * l.pitch + g.cols * l.inner : g.cols * l.inner;
+    const i64 vectors = divide_up(length, kLanes), wide = divide_up(vectors, divide_up(vectors, kMaxFlat));
+    for (i64 y = 0; y < (whole ? 1 : rows); y++)
+        for (i64 v = 0; v < vectors; v += wide) {
+            t.planes = planes + y * l.pitch + v * kLanes;
+            t.to = to + y * to_pitch + v * kLanes;
+            t.count = length - v * kLanes;
+            find_tile(1, 1, 1, (int)least(wide, vectors - v))(t);
+        }
+}
+
+void gather_outputs(const GatherRun& run, const float* planes, float* temporary, i64 task, i64 o0, i64 o1) {
+    const Gather& g = *run.g;
+    const Plan& p = *run.plan;
+    const i64 n0 = task / p.bands * p.group, y0 = task % p.bands * p.band, rows = least(p.band, g.rows - y0);
+    const i64 area = g.dst_h * g.dst_w;
+    if (p.shape == kBatch) {
+        const i64 plane = rows * g.cols * p.group;
+        for (i64 o = o0; o < o1; o += p.block) {
+            const i64 count = least(p.block, o1 - o);
+            for (i64 k = 0; k < count; k++) gather_plane(run, planes, o + k, rows, temporary + k * plane, g.cols * p.group);
+            place_batch(g, temporary, p.group, n0, least(p.group, g.batch - n0), o, count, y0, rows);
+        }
+        return;
+    }
+    for (i64 o = o0; o < o1; o++) {
+        float* plane = g.dst + (n0 * g.outputs + o) * area;
+        if (p.shape == kRows ? g.dst_step_x == 1 : p.whole) {
+            gather_plane(run, planes, o, rows, plane + (y0 * g.dst_step_y + g.dst_y) * g.dst_w + g.dst_x, g.dst_step_y * g.dst_w);
+        } else {
+            const i64 pitch = p.shape == kRows ? round_up(g.cols, kLanes) : p.layout.pitch;
+            gather_plane(run, planes, o, rows, temporary, pitch);
+            place_rows(g, temporary, pitch, y0, rows, plane);
+        }
+    }
+}
+
+void gather_copy(const GatherRun& run, float* planes, i64 task, i64 c0, i64 c1) {
+    const Gather& g = *run.g;
+    const Plan& p = *run.plan;
+    const i64 n0 = task / p.bands * p.group, y0 = task % p.bands * p.band;
+    const float* src = g.src + n0 * g.channels * g.height * g.width;
+    if (p.shape == kBatch) {
+        copy_batch(p.layout, g.step_y, g.step_x, src, least(p.group, g.batch - n0), g.channels, g.height, g.width, y0, c0, c1, planes);
+        return;
+    }
+    for (i64 c = c0; c < c1; c++)
+        copy_plane(p.layout, g.step_y, g.step_x, src + c * g.height * g.width, g.height, g.width, y0, planes + c * p.layout.plane);
+}
+
+void gather_thread(void* argument, int thread, int threads) {
+    const GatherRun& run = *static_cast<const GatherRun*>(argument);
+    const Gather& g = *run.g;
+    const Plan& p = *run.plan;
+    float* temporary = run.temporary + thread * run.temporary_floats;
+    if (run.alone) {
+        float* planes = run.work + thread * run.work_floats;
+        fill_zero(planes + run.work_floats - kSlack, kSlack);
+        for (;;) {
+            const i64 task = __atomic_fetch_add(run.counters, 1, __ATOMIC_RELAXED);
+            if (task >= run.tasks) return;
+            gather_copy(run, planes, task, 0, g.channels);
+            gather_outputs(run, planes, temporary, task, 0, g.outputs);
+        }
+    }
+    if (thread == 0) fill_zero(run.work + run.work_floats - kSlack, kSlack);
+    const i64 chunk = round_up(most(1, divide_up(g.outputs, threads * 8)), p.block);
+    for (i64 task = 0; task < run.tasks; task++) {
+        gather_copy(run, run.work, task, g.channels * thread / threads, g.channels * (thread + 1) / threads);
+        barrier();
+        for (;;) {
+            const i64 o = __atomic_fetch_add(run.counters + task, chunk, __ATOMIC_RELAXED);
+            if (o >= g.outputs) break;
+            gather_outputs(run, run.work, temporary, task, o, least(o + chunk, g.outputs));
+        }
+        barrier();
+    }
+}
+
+i64 gather_scratch(const Gather& g, const Plan& p, int threads, GatherRun* run) {
+    run->g = &g;
+    run->plan = &p;
+    run->tasks = p.groups * p.bands;
+    run->alone = threads == 1 || run->tasks % threads == 0 || run->tasks >= 4 * threads;
+    run->work_floats = p.layout.plane * g.channels + kSlack;
+    run->temporary_floats = round_up(p.block * p.band * (p.layout.pitch + round_up(g.cols, kLanes)) + kSlack, kLanes);
+    return (run->alone ? threads : 1) * run->work_floats + threads * run->temporary_floats + 2 * run->tasks + 2 * g.columns + 2 * kLanes;
+}
+
+void gather(const Gather& g, const Plan& p, int threads, GatherRun* run, float* memory) {
+    run->work = memory;
+    run->temporary = run->work + (run->alone ? threads : 1) * run->work_floats;
+    run->counters = reinterpret_cast<i64*>(run->temporary + threads * run->temporary_floats);
+    i64* offset = run->counters + run->tasks;
+    for (i64 i = 0; i < run->tasks; i++) run->counters[i] = 0;
+    for (int j = 0; j < g.columns; j++) offset[j] = tap_offset(p.layout, g.step_y, g.step_x, g.tap_row[j], g.tap_col[j]);
+    run->offset = offset;
+    parallel(threads, gather_thread, run);
+}
+
+// The transposed connections: for each input channel, the outputs that listen to it and where their weights lie.
+void transpose_connections(const gossamer_conv& c, int32_t* begin, int32_t* output, int32_t* position) {
+    for (i64 i = 0; i <= c.in_channels; i++) begin[i] = 0;
+    const int32_t connections = c.indptr[c.out_channels];
+    for (int32_t e = 0; e < connections; e++) begin[c.indices[e] + 1]++;
+    for (i64 i = 0; i < c.in_channels; i++) begin[i + 1] += begin[i];
+    for (int32_t o = 0; o < c.out_channels; o++)
+        for (int32_t e = c.indptr[o]; e < c.indptr[o + 1]; e++) {
+            const int32_t at = begin[c.indices[e]]++;
+            output[at] = o;
+            position[at] = e;
+        }
+    for (i64 i = c.in_channels; i > 0; i--) begin[i] = begin[i - 1];
+    begin[0] = 0;
+}
+
+void describe_forward(const gossamer_conv& c, Gather* g) {
+    g->batch = c.batch;
+    g->channels = c.in_channels;
+    g->height = c.in_h;
+    g->width = c.in_w;
+    g->outputs = c.out_channels;
+    g->rows = g->dst_h = out_size(c.in_h, c.kernel_h, c.stride_h, c.pad_h, c.dil_h);
+    g->cols = g->dst_w = out_size(c.in_w, c.kernel_w, c.stride_w, c.pad_w, c.dil_w);
+    g->step_y = c.stride_h;
+    g->step_x = c.stride_w;
+    g->dst_step_y = g->dst_step_x = 1;
+    g->dst_y = g->dst_x = 0;
+    g->begin = c.indptr;
+    g->source = c.indices;
+    g->position = nullptr;
+    g->kernel = c.kernel_h * c.kernel_w;
+}
+
+// Taps in columns if `joined`, else one by one. The tap arrays have room for kernel entries.
+void forward_taps(const gossamer_conv& c, bool joined, Gather* g) {
+    g->column = joined ? (int)c.kernel_h : 1;
+    g->columns = 0;
+    for (i64 i = 0; i < (joined ? 1 : c.kernel_h); i++)
+        for (i64 j = 0; j < c.kernel_w; j++) {
+            g->tap_row[g->columns] = (int32_t)(i * c.dil_h - c.pad_h);
+            g->tap_col[g->columns] = (int32_t)(j * c.dil_w - c.pad_w);
+            for (i64 k = 0; k < g->column; k++) g->tap_weight[g->columns * g->column + k] = (int32_t)((i + k) * c.kernel_w + j);
+            g->columns++;
+        }
+}
+
+bool forward_joined(const gossamer_conv& c) { return c.dil_h == 1 && has_column(c.kernel_h, c.stride_h); }
+
+void describe_input_grad(const gossamer_conv& c, i64 phase_y, i64 phase_x, Gather* g) {
+    g->batch = c.batch;
+    g->channels = c.out_channels;
+    g->height = out_size(c.in_h, c.kernel_h, c.stride_h, c.pad_h, c.dil_h);
+    g->width = out_size(c.in_w, c.kernel_w, c.stride_w, c.pad_w, c.dil_w);
+    g->outputs = c.in_channels;
+    g->dst_h = c.in_h;
+    g->dst_w = c.in_w;
+    g->step_y = g->step_x = 1;
+    g->dst_step_y = c.stride_h;
+    g->dst_step_x = c.stride_w;
+    g->dst_y = phase_y;
+    g->dst_x = phase_x;
+    g->rows = divide_up(c.in_h - phase_y, c.stride_h);
+    g->cols = divide_up(c.in_w - phase_x, c.stride_w);
+    g->kernel = c.kernel_h * c.kernel_w;
+    g->bias = nullptr;
+    g->relu = false;
+}
+
+// The kernel rows (or columns) that reach a stride phase, from the one with the least source offset on.
+i64 phase_taps(i64 kernel, i64 stride, i64 pad, i64 dilation, i64 phase, int32_t* offset, int32_t* index) {
+    i64 count = 0;
+    for (i64 i = kernel - 1; i >= 0; i--) {
+        const i64 at = phase + pad - i * dilation;
+        if (modulo(at, stride)) continue;
+        offset[count] = (int32_t)floor_divide(at, stride);
+        index[count++] = (int32_t)i;
+    }
+    return count;
+}
+
+// `lists` has room for 2 * (kernel_h + kernel_w) numbers.
+void input_grad_taps(const gossamer_conv& c, i64 phase_y, i64 phase_x, bool allow_joined, int32_t* lists, Gather* g) {
+    int32_t *row = lists, *row_index = row + c.kernel_h, *col = row_index + c.kernel_h, *col_index = col + c.kernel_w;
+    const i64 rows = phase_taps(c.kernel_h, c.stride_h, c.pad_h, c.dil_h, phase_y, row, row_index);
+    const i64 cols = phase_taps(c.kernel_w, c.stride_w, c.pad_w, c.dil_w, phase_x, col, col_index);
+    bool joined = allow_joined && has_column(rows, 1);
+    for (i64 i = 1; i < rows; i++) joined = joined && row[i] == row[i - 1] + 1;
+    g->column = joined ? (int)rows : 1;
+    g->columns = 0;
+    for (i64 i = 0; i < (joined ? 1 : rows); i++)
+        for (i64 j = 0; j < cols; j++) {
+            g->tap_row[g->columns] = row[i];
+            g->tap_col[g->columns] = col[j];
+            for (i64 k = 0; k < g->column; k++)
+                g->tap_weight[g->columns * g->column + k] = (int32_t)(row_index[i + k] * c.kernel_w + col_index[j]);
+            g->columns++;
+        }
+}
+
+int useful_threads(const gossamer_conv& c, int threads) {
+    const double work = (double)c.batch * c.indptr[c.out_channels] * c.kernel_h * c.kernel_w *
+                        out_size(c.in_h, c.kernel_h, c.stride_h, c.pad_h, c.dil_h) *
+                        out_size(c.in_w, c.kernel_w, c.stride_w, c.pad_w, c.dil_w);
+    const double most_useful = work / 100000 + 1;
+    return threads < 1 ? 1 : most_useful < threads ? (int)most_useful : threads;
+}
+
+int forward(const gossamer_conv& c, const float* input, const float* weight, const float* bias, bool relu, float* output, int threads) {
+    threads = useful_threads(c, threads);
+    Gather g;
+    describe_forward(c, &g);
+    g.src = input;
+    g.weight = weight;
+    g.bias = bias;
+    g.relu = relu;
+    g.dst = output;
+    // the tap tables are needed to plan, and the plan to know how much scratch: one small allocation on the stack
+    // would bound the kernel size, so plan in scratch and take the rest after it is known
+    const i64 tables = round_up(3 * g.kernel, kLanes);
+    float* memory = scratch(tables);
+    if (!memory) return GOSSAMER_NO_MEMORY;
+    Plan p;
+    GatherRun run;
+    for (int pass = 0; pass < 2; pass++) {
+        g.tap_row = reinterpret_cast<int32_t*>(memory);
+        g.tap_col = g.tap_row + g.kernel;
+        g.tap_weight = g.tap_col + g.kernel;
+        forward_taps(c, forward_joined(c), &g);
+        p = make_plan(g, threads);
+        if (p.shape != kRows) {
+            forward_taps(c, false, &g);
+        }
+        const i64 floats = gather_scratch(g, p, threads, &run);
+        if (pass == 0 && !(memory = scratch(tables + floats))) return GOSSAMER_NO_MEMORY;
+    }
+    gather(g, p, threads, &run, memory + tables);
+    return GOSSAMER_OK;
+}
+
+int input_grad(const gossamer_conv& c, const float* grad_output, const float* weight, float* grad_input, int threads) {
+    threads = useful_threads(c, threads);
+    const i64 connections = c.indptr[c.out_channels], kernel = c.kernel_h * c.kernel_w;
+    const i64 lists = 2 * (c.kernel_h + c.kernel_w), graph = c.in_channels + 1 + 2 * connections;
+    const i64 tables = round_up(graph + lists + 3 * kernel, kLanes);
+    float* memory = scratch(tables);
+    if (!memory) return GOSSAMER_NO_MEMORY;
+    i64 floats = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        int32_t* begin = reinterpret_cast<int32_t*>(memory);
+        int32_t *output = begin + c.in_channels + 1, *position = output + connections, *list = position + connections;
+        if (pass == 1) transpose_connections(c, begin, output, position);
+        for (i64 y = 0; y < least(c.stride_h, c.in_h); y++)
+            for (i64 x = 0; x < least(c.stride_w, c.in_w); x++) {
+                Gather g;
+                describe_input_grad(c, y, x, &g);
+                g.src = grad_output;
+                g.weight = weight;
+                g.dst = grad_input;
+                g.begin = begin;
+                g.source = output;
+                g.position = position;
+                g.tap_row = list + lists;
+                g.tap_col = g.tap_row + kernel;
+                g.tap_weight = g.tap_col + kernel;
+                input_grad_taps(c, y, x, true, list, &g);
+                Plan p = make_plan(g, threads);
+                if (p.shape != kRows) input_grad_taps(c, y, x, false, list, &g);
+                GatherRun run;
+                floats = most(floats, gather_scratch(g, p, threads, &run));
+                if (pass == 1) gather(g, p, threads, &run, memory + tables);
+            }
+        if (pass == 0 && !(memory = scratch(tables + floats))) return GOSSAMER_NO_MEMORY;
+    }
+    return GOSSAMER_OK;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Weight gradient: for each connection and tap the dot product of an output-gradient plane with a shifted input plane.
+
+struct WeightGrad {
+    const gossamer_conv* c;
+    const float *grad_output, *input;
+    float* grad_weight;
+    Layout in, out;       // one pitch; `out` has zeros where `in` has columns that are no position
+    Shape shape;
+    i64 oh, ow, kernel;
+    i64 band, bands, images, blocks;  // a block is `images` images (or image groups), one band
+    i64 group;                        // images in one plane (batch shape)
+    i64 channel_block;
+    int column, columns;
+    const i64* offset;
+    const int32_t* tap_weight;
+    float *in_planes, *out_planes;    // [image of block][channel]
+    int32_t* cursor;                  // [out_channels] next connection, while channel blocks go by
+    i64* counter;
+};
+
+struct Dot {
+    const float *x, *g;     // planes of the first image
+    i64 x_image, g_image;   // floats to the next image's planes
+    i64 images, length;     // length of a plane in floats (flat), a multiple of kLanes
+    i64 rows, cols, pitch;  // positions (rows)
+    const i64* offset;
+    float* sums;            // [taps]
+};
+
+template <int T>
+void dot_flat(const Dot& d) {
+    vec acc[T];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; t++) acc[t] = zero();
+    for (i64 n = 0; n < d.images; n++) {
+        const float* x = d.x + n * d.x_image;
+        const float* g = d.g + n * d.g_image;
+        for (i64 i = 0; i < d.length; i += kLanes) {
+            const vec gv = load(g + i);
+#pragma GCC unroll 16
+            for (int t = 0; t < T; t++) acc[t] = fma(gv, load(x + d.offset[t] + i), acc[t]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < T; t++) d.sums[t] = sum(acc[t]);
+}
+
+constexpr int kDotTaps = kRegisters == 32 ? 10 : 6;
+
+void dot_any(Dot d, int taps) {
+    for (int t = 0; t < taps;) {
+        const int left = taps - t, parts = (left + kDotTaps - 1) / kDotTaps, take = (left + parts - 1) / parts;
+        switch (take) {
+            case 1: dot_flat<1>(d); break;
+            case 2: dot_flat<2>(d); break;
+            case 3: dot_flat<3>(d); break;
+            case 4: dot_flat<4>(d); break;
+            case 5: dot_flat<5>(d); break;
+            case 6: dot_flat<6>(d); break;
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+            case 7: dot_flat<7>(d); break;
+            case 8: dot_flat<8>(d); break;
+            case 9: dot_flat<9>(d); break;
+            case 10: dot_flat<10>(d); break;
+#endif
+        }
+        t += take;
+        d.offset += take;
+        d.sums += take;
+    }
+}
+
+// Kernel rows LO..HI of input row `x` against the output-gradient rows held in g (g[i] is the row i above it).
+template <int KH, int J, int LO, int HI>
+GS_INLINE void dot_row(vec (&acc)[J][KH], const vec (&g)[KH], const float* x, const i64* offset) {
+#pragma GCC unroll 8
+    for (int j = 0; j < J; j++) {
+        const vec in = load(x + offset[j]);
+#pragma GCC unroll 8
+        for (int i = LO; i <= HI; i++) acc[j][i] = fma(g[i], in, acc[j][i]);
+    }
+}
+
+// J columns of KH taps; every loaded input vector meets the KH output-gradient rows it touches.
+template <int KH, int J>
+void dot_rows(const Dot& d) {
+    vec acc[J][KH];
+#pragma GCC unroll 8
+    for (int j = 0; j < J; j++)
+#pragma GCC unroll 8
+        for (int i = 0; i < KH; i++) acc[j][i] = zero();
+    for (i64 n = 0; n < d.images; n++)
+        for (i64 v = 0; v < d.cols; v += kLanes) {
+            const int lanes = (int)least(kLanes, d.cols - v);
+            const float* x = d.x + n * d.x_image + v;
+            const float* gr = d.g + n * d.g_image + v;
+            vec g[KH];
+#pragma GCC unroll 8
+            for (int i = 0; i < KH; i++) g[i] = zero();
+            i64 r = 0;
+            for (; r < d.rows; r++, x += d.pitch, gr += d.pitch) {
+#pragma GCC unroll 8
+                for (int i = KH - 1; i > 0; i--) g[i] = g[i - 1];
+                g[0] = load_first(gr, lanes);
+                dot_row<KH, J, 0, KH - 1>(acc, g, x, d.offset);
+            }
+            for (; r < d.rows + KH - 1; r++, x += d.pitch) {
+#pragma GCC unroll 8
+                for (int i = KH - 1; i > 0; i--) g[i] = g[i - 1];
+                g[0] = zero();
+                dot_row<KH, J, 1, KH - 1>(acc, g, x, d.offset);
+            }
+        }
+#pragma GCC unroll 8
+    for (int j = 0; j < J; j++)
+#pragma GCC unroll 8
+        for (int i = 0; i < KH; i++) d.sums[j * KH + i] = sum(acc[j][i]);
+}
+
+template <int KH, int J>
+void dot_columns(Dot d, int columns) {
+    int j = 0;
+    for (; j + J <= columns; j += J, d.offset += J, d.sums += J * KH) dot_rows<KH, J>(d);
+    for (; j < columns; j++, d.offset++, d.sums += KH) dot_rows<KH, 1>(d);
+}
+
+void dot_joined(const Dot& d, int column, int columns) {
+    constexpr bool many = kRegisters == 32;
+    if (column == 3) dot_columns<3, many ? 3 : 2>(d, columns);
+    if (column == 5) dot_columns<5, many ? 5 : 1>(d, columns);
+    if (column == 7) dot_columns<7, many ? 3 : 1>(d, columns);
+}
+
+void weight_grad_copy(const WeightGrad& w, i64 block, i64 item) {
+    const gossamer_conv& c = *w.c;
+    const i64 first = block / w.bands * w.images, y0 = block % w.bands * w.band;
+    const i64 per_image = c.in_channels + c.out_channels, image = item / per_image;
+    i64 ch = item % per_image;
+    const i64 n = (first + image) * w.group;
+    const bool is_in = ch < c.in_channels;
+    if (!is_in) ch -= c.in_channels;
+    const Layout& l = is_in ? w.in : w.out;
+    float* to = is_in ? w.in_planes + image * c.in_channels * l.plane : w.out_planes + image * c.out_channels * l.plane;
+    const i64 channels = is_in ? c.in_channels : c.out_channels, height = is_in ? c.in_h : w.oh, width = is_in ? c.in_w : w.ow;
+    const i64 step_y = is_in ? c.stride_h : 1, step_x = is_in ? c.stride_w : 1;
+    const float* src = (is_in ? w.input : w.grad_output) + n * channels * height * width;
+    if (w.shape == kBatch)
+        copy_batch(l, step_y, step_x, src, least(w.group, c.batch - n), channels, height, width, y0, ch, ch + 1, to);
+    else
+        copy_plane(l, step_y, step_x, src + ch * height * width, height, width, y0, to + ch * l.plane);
+}
+
+void weight_grad_row(const WeightGrad& w, i64 o, i64 first, i64 last, i64 images, bool fresh) {
+    const gossamer_conv& c = *w.c;
+    float sums[64];
+    Dot d;
+    d.g = w.out_planes + o * w.out.plane;
+    d.x_image = c.in_channels * w.in.plane;
+    d.g_image = c.out_channels * w.out.plane;
+    d.images = images;
+    d.length = w.out.plane;
+    d.rows = w.out.rows;
+    d.cols = w.ow;
+    d.pitch = w.in.pitch;
+    for (i64 e = first; e < last; e++) {
+        d.x = w.in_planes + c.indices[e] * w.in.plane;
+        float* to = w.grad_weight + e * w.kernel;
+        const int per = 64 / w.column;
+        for (int j = 0; j < w.columns; j += per) {
+            const int columns = (int)least(per, w.columns - j);
+            d.offset = w.offset + j;
+            d.sums = sums;
+            if (w.column == 1)
+                dot_any(d, columns);
+            else
+                dot_joined(d, w.column, columns);
+            const int32_t* place = w.tap_weight + j * w.column;
+            for (int t = 0; t < columns * w.column; t++) to[place[t]] = fresh ? sums[t] : to[place[t]] + sums[t];
+        }
+    }
+}
+
+void weight_grad_thread(void* argument, int thread, int threads) {
+    const WeightGrad& w = *static_cast<const WeightGrad*>(argument);
+    const gossamer_conv& c = *w.c;
+    const i64 image_groups = divide_up(c.batch, w.group), channels = c.in_channels + c.out_channels;
+    i64 items = 0;
+    for (i64 block = 0; block < w.blocks; block++) {
+        const i64 images = least(w.images, image_groups - block / w.bands * w.images);
+        items = images * channels;
+        for (i64 i = items * thread / threads; i < items * (thread + 1) / threads; i++) weight_grad_copy(w, block, i);
+        if (thread == 0) *w.counter = 0;
+        barrier();
+        const i64 chunk = most(1, divide_up(c.out_channels, threads * 8));
+        for (;;) {
+            const i64 o0 = __atomic_fetch_add(w.counter, chunk, __ATOMIC_RELAXED), o1 = least(o0 + chunk, c.out_channels);
+            if (o0 >= c.out_channels) break;
+            for (i64 o = o0; o < o1; o++) w.cursor[o] = c.indptr[o];
+            for (i64 channel = w.channel_block;; channel += w.channel_block) {
+                for (i64 o = o0; o < o1; o++) {
+                    i64 last = w.cursor[o];
+                    while (last < c.indptr[o + 1] && c.indices[last] < channel) last++;
+                    weight_grad_row(w, o, w.cursor[o], last, images, block == 0);
+                    w.cursor[o] = (int32_t)last;
+                }
+                if (channel >= c.in_channels) break;
+            }
+        }
+        barrier();
+    }
+}
+
+int weight_grad(const gossamer_conv& c, const float* grad_output, const float* input, float* grad_weight, int threads) {
+    threads = useful_threads(c, threads);
+    Gather g;
+    describe_forward(c, &g);
+    WeightGrad w;
+    w.c = &c;
+    w.grad_output = grad_output;
+    w.input = input;
+    w.grad_weight = grad_weight;
+    w.oh = g.rows;
+    w.ow = g.cols;
+    w.kernel = g.kernel;
+    const i64 tables = round_up(5 * g.kernel + c.out_channels + 2, kLanes) + kLanes;
+    i64 floats = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        float* memory = scratch(tables + floats);
+        if (!memory) return GOSSAMER_NO_MEMORY;
+        i64* offset = reinterpret_cast<i64*>(memory);
+        w.counter = offset + g.kernel;
+        w.cursor = reinterpret_cast<int32_t*>(w.counter + 1);
+        g.tap_row = w.cursor + c.out_channels;
+        g.tap_col = g.tap_row + g.kernel;
+        g.tap_weight = g.tap_col + g.kernel;
+        const bool joined = c.stride_h == 1 && c.dil_h == 1 && (c.kernel_h == 3 || c.kernel_h == 5 || c.kernel_h == 7);
+        forward_taps(c, joined, &g);
+        Plan p = make_plan(g, 1);
+        if (p.shape != kRows) forward_taps(c, false, &g);
+        w.shape = p.shape;
+        w.group = p.shape == kBatch ? p.group : 1;
+        w.column = g.column;
+        w.columns = g.columns;
+        w.offset = offset;
+        w.tap_weight = g.tap_weight;
+        w.band = p.band;
+        w.bands = p.bands;
+        w.in = p.layout;
+        for (int j = 0; j < g.columns; j++) offset[j] = tap_offset(w.in, g.step_y, g.step_x, g.tap_row[j], g.tap_col[j]);
+        w.out = w.in;
+        w.out.row_min = w.out.col_min = 0;
+        w.out.phases_x = w.out.phases_y = 1;
+        w.out.rows = p.band;
+        w.out.phase = w.out.rows * w.out.pitch;
+        w.out.plane = round_up(w.out.phase, kLanes);
+        const i64 groups = divide_up(c.batch, w.group);
+        w.images = w.bands > 1 ? 1 : least(groups, divide_up(256 * kLanes, w.out.plane));
+        w.blocks = divide_up(groups, w.images) * w.bands;
+        w.channel_block = most(1, kCacheFloats / (w.images * w.in.plane));
+        w.in_planes = memory + tables;
+        w.out_planes = w.in_planes + w.images * c.in_channels * w.in.plane + kSlack;
+        floats = w.images * (c.in_channels * w.in.plane + c.out_channels * w.out.plane) + 2 * kSlack;
+    }
+    fill_zero(w.out_planes - kSlack, kSlack);
+    parallel(threads, weight_grad_thread, &w);
+    return GOSSAMER_OK;
+}
+
+const char* kernel_name(const gossamer_conv&, char) { return "native"; }
+
+}  // namespace
+
+#define GOSSAMER_TABLE_(build) kernels_##build
+#define GOSSAMER_TABLE(build) GOSSAMER_TABLE_(build)
+extern const Kernels GOSSAMER_TABLE(GOSSAMER_BUILD);
+const Kernels GOSSAMER_TABLE(GOSSAMER_BUILD) = {forward, input_grad, weight_grad, kernel_name};
+
+}  // namespace gossamer
