@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,24 +86,33 @@ def _labels(labels: np.ndarray, count: int, what: str) -> np.ndarray:
     return labels.reshape(-1)
 
 
+def _downloaded(dataset: Callable[..., Any], name: str, folder: Path, root: Path) -> list[Any]:
+    """The training and test halves under `root`, downloaded if they are not there."""
+    try:
+        return [dataset(root, train=half) for half in (True, False)]
+    except RuntimeError as error:
+        if not str(error).startswith("Dataset not found"):
+            raise
+    try:
+        return [dataset(root, train=half, download=True) for half in (True, False)]
+    except (RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".:")
+        raise FileNotFoundError(
+            f"{name} is not in {folder} and could not be downloaded ({reason}); put its files there, or name "
+            "the folder that holds them with --data-root or GOSSAMER_DATA"
+        ) from None
+
+
 def _from_torchvision(name: str, folder: str, root: Path) -> Arrays:
     """torchvision's data set class `name` under `root`, downloaded when it is not there."""
     from gossamer._torchvision import torchvision
 
     dataset = getattr(torchvision.datasets, name)
     try:
-        try:
-            train, test = (dataset(root, train=split) for split in (True, False))
-        except RuntimeError:  # torchvision's word for "not there"
-            train, test = (dataset(root, train=split, download=True) for split in (True, False))
-    except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".:")
-        raise FileNotFoundError(
-            f"{name} is not in {root / folder} and could not be downloaded ({reason}); put its files there, or name "
-            "the folder that holds them with --data-root or GOSSAMER_DATA"
-        ) from None
-    except (ValueError, AssertionError, EOFError) as error:
-        raise ValueError(f"the files of {name} in {root / folder} are damaged ({error}); delete that folder") from None
+        train, test = _downloaded(dataset, name, root / folder, root)
+    except (RuntimeError, ValueError, AssertionError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the files of {name} in {root / folder} are damaged ({reason}); delete that folder") from None
     images = [_planes(np.asarray(part.data), name) for part in (train, test)]
     return images[0], np.asarray(train.targets), images[1], np.asarray(test.targets), tuple(train.classes)
 
