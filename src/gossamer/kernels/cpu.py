@@ -9,7 +9,8 @@ does faster goes to `gossamer.kernels.dense`; `choose_path` is that rule, and `f
 from __future__ import annotations
 
 import ctypes
-import sys
+import importlib
+import os
 from pathlib import Path
 
 import torch
@@ -33,21 +34,22 @@ class _Conv(ctypes.Structure):
 
 
 def _find_library() -> Path:
-    """The shared library of this installation (an editable one keeps it beside, not in, the source tree)."""
-    name = {"darwin": "libgossamer.dylib", "win32": "gossamer.dll"}.get(sys.platform, "libgossamer.so")
-    roots = [Path(root) for root in sys.modules["gossamer"].__path__]
-    for root in roots:
-        if (path := root / "lib" / name).exists():
-            return path
-    raise ImportError(
-        f"gossamer's native library {name} is not in {', '.join(str(root / 'lib') for root in roots)}: "
-        "this copy of gossamer was not built. Run `pip install .` (or `pip install -e .`) in its source tree, "
-        "which needs CMake and a C++17 compiler."
-    )
+    """The shared library inside the installed package; an editable install rebuilds it here when csrc/ has changed."""
+    try:
+        native = importlib.import_module("gossamer._native")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "gossamer's native library is missing: this copy of gossamer was not built. Run `pip install .` (or "
+            "`pip install -e .`) in its source tree, which needs CMake and a C++17 compiler."
+        ) from error
+    return Path(native.__path__[0]) / native.library
+
+
+library_path = _find_library()
 
 
 def _load() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_find_library()))
+    library = ctypes.CDLL(str(library_path))
     pointer, conv = ctypes.c_void_p, ctypes.POINTER(_Conv)
     library.gossamer_forward.argtypes = [conv, pointer, pointer, pointer, ctypes.c_int, pointer, ctypes.c_int]
     library.gossamer_input_grad.argtypes = [conv, pointer, pointer, pointer, ctypes.c_int]
@@ -62,8 +64,6 @@ def _load() -> ctypes.CDLL:
 _library = _load()
 
 if _library.gossamer_isa() is None:
-    import os
-
     raise ImportError(
         f"GOSSAMER_ISA={os.environ['GOSSAMER_ISA']} is not an instruction set that this machine and this build of gossamer "
         f"have; it can be one of: {_library.gossamer_isa_list().decode()}."
@@ -76,7 +76,7 @@ def info() -> dict[str, str]:
         "version": _library.gossamer_version().decode(),
         "isa": _library.gossamer_isa().decode(),
         "isa_available": _library.gossamer_isa_list().decode(),
-        "library": str(_find_library()),
+        "library": str(library_path),
     }
 
 
