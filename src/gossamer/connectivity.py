@@ -225,6 +225,10 @@ class Connectivity:
             repaired=repaired,
         )
 
+    def drawn_like(self, other: Connectivity) -> Connectivity:
+        """The same connections, to be grown the way `other` would be."""
+        return replace(self, pattern=other.pattern, seed=other.seed, repaired=other.repaired)
+
     # -- value semantics ----------------------------------------------------------------------------------------------
 
     def __eq__(self, other: object) -> bool:

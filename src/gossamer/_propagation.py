@@ -1,0 +1,444 @@
+"""Channel nodes followed through the operators of a trace: how a `ChannelGraph` is drawn.
+
+Every tensor gets a *label* tensor of its own shape that names the node of each element. Operators that only move data run on
+the labels themselves, so `cat`, `view`, `chunk`, channel shuffle and their like need no rules. Labels are int64, expanded
+(stride 0) along every axis where they do not vary, so they cost next to nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from gossamer.channels import CONSTANT, ChannelGraph, Join, LayerCall
+from gossamer.layers import SparseConv2d
+from gossamer.tracing import Call, Trace
+
+_MOVES = frozenset(
+    """_unsafe_view alias cat channel_shuffle clone contiguous detach expand flatten flip lift_fresh narrow
+    native_channel_shuffle permute pixel_shuffle pixel_unshuffle positive repeat reshape roll select slice split
+    split_with_sizes squeeze stack t transpose unbind unsqueeze view""".split()
+)
+_VIEWS_OF_A_PART = frozenset("select slice split split_with_sizes unbind narrow".split())
+_PLANES = frozenset(
+    """_adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d max_pool2d max_pool2d_with_indices
+    reflection_pad2d replication_pad2d upsample_bicubic2d upsample_bilinear2d upsample_nearest2d
+    _upsample_bilinear2d_aa _upsample_nearest_exact2d""".split()
+)
+_REDUCTIONS = frozenset("amax amin linalg_vector_norm max mean min std sum var var_mean".split())
+_SAME = frozenset(
+    """_log_softmax _softmax _to_copy as_strided_ bernoulli bernoulli_ celu elu hardswish hardswish_ hardtanh hardtanh_
+    native_dropout rrelu_with_noise""".split()
+)
+_NORMS = frozenset(
+    """_fused_rms_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm
+    native_batch_norm native_group_norm native_layer_norm""".split()
+)
+_FACTORIES = frozenset(
+    """empty_like full_like new_empty new_empty_strided new_full new_ones new_zeros ones_like rand_like randn_like
+    zeros_like""".split()
+)
+_LARGEST_MOVED_PARAMETER = 1 << 22  # elements; larger ones are matrices, followed only through a transposition
+
+
+def propagate(model: nn.Module, trace: Trace) -> ChannelGraph:
+    """The channel graph of a traced model."""
+    return _Propagation(model, trace).run()
+
+
+class _Propagation:
+    def __init__(self, model: nn.Module, trace: Trace) -> None:
+        self.trace = trace
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.labels: dict[int, Tensor] = {}
+        self.transposed: dict[int, Tensor] = {}  # views of 2-d parameters: by identity, the parameter itself
+        self.parts: set[int] = set()
+        self.parameters: dict[str, Tensor] = {}
+        self.size = 0
+        self.of_parameter: list[tuple[int, int]] = []  # node ranges that belong to parameters
+        self.steps: list[LayerCall | Join] = []
+        self.ties: list[np.ndarray] = []
+        self.divided: list[tuple[np.ndarray, int]] = []
+        self.uses: dict[str, LayerCall] = {}
+        self.call: Call | None = None
+
+    def run(self) -> ChannelGraph:
+        for tensor in self.trace.inputs:
+            axis = 1 if tensor.dim() in (2, 4) else 0
+            self._set(tensor, _along(self._new(tensor.shape[axis]), axis, tensor.shape))
+        image = np.arange(self.size)
+        for self.call in self.trace.calls:
+            self._follow(self.call)
+        outputs = [self._get(t) for t in self.trace.outputs]
+        prediction = np.unique(np.concatenate([_core([t])[0].ravel() for t in outputs])) if outputs else image[:0]
+        if not (prediction != CONSTANT).any():
+            raise ValueError("no channel of the model reaches its output: there is nothing to follow")
+        return ChannelGraph(
+            self.size,
+            image,
+            prediction[prediction != CONSTANT],
+            self.steps,
+            {name: labels.numpy() for name, labels in self.parameters.items()},
+            np.concatenate(self.ties) if self.ties else np.zeros((0, 2), np.int64),
+            self.divided,
+        )
+
+    # -- one operator ---------------------------------------------------------------------------------------------------
+
+    def _follow(self, call: Call) -> None:
+        space, _, name = call.name.partition(".")
+        plain = name.rstrip("_")
+        if space == "gossamer":
+            return self._sparse(call)
+        if not call.inputs or plain in _FACTORIES:
+            return self._constant(call)
+        rule = _RULES.get(plain) or _RULES.get(name)
+        if rule is not None:
+            return rule(self, call)
+        if torch.Tag.pointwise in call.operator.tags:
+            return self._pointwise(call)
+        if all(self._is_constant(t) for t in call.inputs):
+            return self._constant(call)
+        self._fail(f"the operator {call.name}, whose output channels it cannot derive")
+
+    def _constant(self, call: Call) -> None:
+        for output in call.outputs:
+            self._set(output, torch.tensor(CONSTANT).expand(output.shape))
+
+    def _same(self, call: Call) -> None:
+        for output in call.outputs:
+            like = output.shape == call.inputs[0].shape and output.is_floating_point()
+            labels = self._get(call.inputs[0]) if like else torch.tensor(CONSTANT)
+            self._set(output, labels.expand(output.shape))
+
+    def _moved(self, call: Call) -> None:
+        first = call.inputs[0]
+        name = call.name.partition(".")[2]
+        if self._parameter(first) is not None and first.dim() == 2 and name in ("t", "transpose", "permute"):
+            self.transposed[id(call.output)] = first
+            return
+        arguments = tree_map(lambda a: self._get(a) if isinstance(a, Tensor) else a, call.args)
+        if name in ("view", "_unsafe_view", "reshape", "contiguous", "clone", "_to_copy", "lift_fresh"):
+            moved: Any = arguments[0].reshape(call.output.shape)
+            self._note_division(first, call.output)
+        else:
+            moved = call.operator(*arguments, **call.kwargs)
+        if name in ("split", "split_with_sizes", "unbind"):
+            self._note_parts(first, len(call.outputs))
+        for output, labels in zip(call.outputs, tree_leaves(moved), strict=True):
+            self._set(output, labels)
+            if name in _VIEWS_OF_A_PART:
+                self.parts.add(id(output))
+
+    def _padded(self, call: Call) -> None:
+        labels, pads = self._get(call.args[0]), list(call.args[1])
+        shape = call.output.shape
+        for k in range(len(pads) // 2):
+            axis = labels.dim() - 1 - k
+            if labels.stride(axis) == 0 or labels.shape[axis] == 1:  # the same node all along: padding adds none
+                labels = labels.narrow(axis, 0, 1).expand(*labels.shape[:axis], shape[axis], *labels.shape[axis + 1 :])
+            else:
+                before, after = pads[2 * k : 2 * k + 2]
+                labels = F.pad(labels.movedim(axis, -1), (before, after), value=CONSTANT).movedim(-1, axis)
+        self._set(call.output, labels)
+
+    def _plane(self, call: Call) -> None:
+        labels = self._get(call.inputs[0])
+        if any(labels.shape[axis] > 1 and labels.stride(axis) for axis in (-1, -2)):
+            self._fail(f"{call.name} over an axis that holds channels")
+        corner = labels.narrow(-1, 0, 1).narrow(-2, 0, 1)
+        for output in call.outputs:
+            self._set(output, corner.expand(output.shape))
+
+    def _reduced(self, call: Call) -> None:
+        labels = self._get(call.inputs[0])
+        given = call.args[1] if len(call.args) > 1 and not isinstance(call.args[1], Tensor) else call.kwargs.get("dim")
+        if call.name == "aten.linalg_vector_norm":
+            given = call.args[2] if len(call.args) > 2 else None
+        axes = [given] if isinstance(given, int) else list(given or range(labels.dim()))
+        if len(call.inputs) > 1:  # the elementwise maximum of two tensors
+            return self._pointwise(call)
+        for axis in axes:
+            labels = labels.narrow(axis, 0, 1) if _constant_along(labels, axis) else labels
+        if math.prod(labels.shape[axis] for axis in axes) > 1:
+            labels = self._mixed(labels, axes)
+        for output in call.outputs:
+            self._set(output, labels.reshape([n for a, n in enumerate(labels.shape) if _kept(a, axes, labels.dim())])
+                      .reshape(_squeezed(output.shape, labels, axes)).expand(output.shape))
+
+    def _mixed(self, labels: Tensor, axes: list[int]) -> Tensor:
+        """One new node that depends on all channels of the reduced axes."""
+        core, _ = _core([labels])
+        if any(s > 1 and a not in [x % labels.dim() for x in axes] and st for a, (s, st) in
+               enumerate(zip(labels.shape, labels.stride(), strict=True))):
+            self._fail("a reduction over some of the axes that hold channels")
+        parents = np.unique(core)
+        node = self._new(1)
+        self.steps.append(Join(np.full(len(parents), node.item()), parents))
+        return node.reshape([1] * labels.dim()).expand([1 if a in [x % labels.dim() for x in axes] else n
+                                                        for a, n in enumerate(labels.shape)])
+
+    def _normalised(self, call: Call) -> None:
+        x = call.args[0]
+        labels = self._get(x)
+        last = call.name.endswith(("layer_norm", "rms_norm"))
+        if call.name.endswith("group_norm"):
+            self._note_parts(x, int(call.args[6]))
+        for parameter in call.inputs[1:]:
+            if self._parameter(parameter) is None:
+                self._fail("a normalisation whose weights are computed")
+            own = self._get(parameter)
+            if not last:
+                own = own.reshape(-1, *[1] * (x.dim() - 2))
+            self._tie([labels, own.expand(x.shape)])
+        for k, output in enumerate(call.outputs):
+            fits = k == 0
+            self._set(output, labels if fits else torch.tensor(CONSTANT).expand(output.shape))
+
+    def _pointwise(self, call: Call) -> None:
+        shape = call.outputs[0].shape
+        operands = [self._get(t).expand(shape) for t in call.inputs if not self._is_constant(t)]
+        if not operands:
+            return self._constant(call)
+        data = [t for t in operands if not self._belongs_to_parameters(t)]
+        self._tie(operands)
+        labels = self._joined(data, shape) if data else operands[0]
+        for output in call.outputs:
+            self._set(output, labels)
+        if call.name.endswith("_") and not call.name.endswith("__"):
+            changed = call.inputs[0]
+            if id(changed) in self.parts and not torch.equal(self._get(changed), labels):
+                self._fail(f"{call.name} writing into a part of another tensor")
+            self._set(changed, labels)
+
+    def _joined(self, operands: list[Tensor], shape: Sequence[int]) -> Tensor:
+        """Nodes that depend on those of every operand; where all agree, the node itself."""
+        core, axes = _core(operands)
+        rows = np.sort(core.reshape(len(operands), -1).T, axis=1)
+        same = (rows == rows[:, -1:]) | (rows == CONSTANT)
+        result = rows[:, -1].copy()
+        mixed = np.flatnonzero(~same.all(1))
+        if mixed.size:
+            kinds, inverse = np.unique(rows[mixed], axis=0, return_inverse=True)
+            children = self._new(len(kinds)).numpy()
+            result[mixed] = children[inverse.ravel()]
+            child, parent = np.repeat(children, len(operands)), kinds.ravel()
+            keep = parent != CONSTANT
+            self.steps.append(Join(child[keep], parent[keep]))
+            varying = [k for k, t in enumerate(operands) if self._varies(t, axes)]
+            for k in varying:  # the child goes with every operand that has channels of its own
+                pairs = np.stack([result, core[k].ravel()], 1)[mixed]
+                self.ties.append(pairs[pairs[:, 1] != CONSTANT])
+        return _restore(torch.from_numpy(result), axes, shape)
+
+    def _tie(self, operands: list[Tensor]) -> None:
+        """Couple the nodes that meet in one element, except those of an operand broadcast over the channels."""
+        core, axes = _core(operands)
+        varying = [core[k].ravel() for k, t in enumerate(operands) if self._varies(t, axes)]
+        for other in varying[1:]:
+            pairs = np.unique(np.stack([varying[0], other], 1), axis=0)
+            self.ties.append(pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs != CONSTANT).all(1)])
+
+    def _varies(self, labels: Tensor, axes: list[int]) -> bool:
+        return all(labels.stride(a) != 0 or labels.shape[a] == 1 for a in axes)
+
+    # -- layers ---------------------------------------------------------------------------------------------------------
+
+    def _convolution(self, call: Call) -> None:
+        x, weight, bias, _, _, _, transposed, _, groups = call.args
+        if transposed:
+            self._fail("a transposed convolution")
+        self._layer(call, "conv", x, weight, bias, x.dim() - weight.dim() + 1, groups)
+
+    def _sparse(self, call: Call) -> None:
+        x, weight = call.args[:2]
+        groups = call.args[7] if len(call.args) > 7 else 1
+        name = self._parameter(weight)
+        module = self.modules.get(name.rpartition(".")[0]) if name else None
+        if not isinstance(module, SparseConv2d):
+            self._fail("a sparse convolution outside a SparseConv2d")
+        self._layer(call, "conv", x, weight, None, 1, groups, module)
+
+    def _linear(self, call: Call) -> None:
+        arguments = list(call.args)
+        name = call.name.partition(".")[2]
+        bias = arguments.pop(0) if name == "addmm" else (arguments[2] if len(arguments) > 2 else None)
+        x, matrix = arguments[:2]
+        weight = self.transposed.get(id(matrix)) if name != "linear" else matrix
+        if weight is None:
+            self._fail("a matrix product of two activations")
+        self._layer(call, "linear", x, weight, bias, x.dim() - 1, 1)
+
+    def _layer(
+        self,
+        call: Call,
+        kind: str,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        axis: int,
+        groups: int,
+        sparse: SparseConv2d | None = None,
+    ) -> None:
+        name = self._parameter(weight)
+        if name is None or name in self.parameters:
+            self._fail("a weight that is computed in the forward pass")
+        labels = self._get(x)
+        if any(a != axis and n > 1 and labels.stride(a) for a, n in enumerate(x.shape)):
+            self._fail("channels that depend on the position in the image")
+        inputs = _core([labels], [axis])[0].ravel()
+        outputs = self._new(sparse.out_channels if sparse else weight.shape[0]).numpy()
+        step = LayerCall(
+            name.rpartition(".")[0], name, kind, inputs, outputs, groups, sparse.connectivity if sparse else None
+        )
+        self.steps.append(step)
+        self._couple(step)
+        out_axis = axis if kind == "linear" else axis
+        result = _along(torch.from_numpy(outputs), out_axis, call.output.shape)
+        if bias is not None and self._parameter(bias) is not None:
+            self._tie([_along(torch.from_numpy(outputs), 0, outputs.shape), self._get(bias)])
+        self._set(call.output, result)
+
+    def _couple(self, step: LayerCall) -> None:
+        """A depthwise convolution's channels go with its inputs'; the uses of a shared layer go together."""
+        pairs = []
+        if step.depthwise:
+            pairs.append((step.outputs, np.repeat(step.inputs, len(step.outputs) // len(step.inputs))))
+        first = self.uses.setdefault(step.weight, step)
+        if first is not step:
+            pairs += [(step.outputs, first.outputs), (step.inputs, first.inputs)]
+        for one, other in pairs:
+            both = np.stack([one, other], 1)
+            self.ties.append(both[(both != CONSTANT).all(1)])
+
+    # -- helpers --------------------------------------------------------------------------------------------------------
+
+    def _new(self, count: int) -> Tensor:
+        self.size += count
+        return torch.arange(self.size - count, self.size)
+
+    def _set(self, tensor: Tensor, labels: Tensor) -> None:
+        if labels.shape != tensor.shape:
+            labels = labels.expand(tensor.shape)
+        self.labels[id(tensor)] = _compact(labels)
+
+    def _get(self, tensor: Tensor) -> Tensor:
+        labels = self.labels.get(id(tensor))
+        if labels is not None:
+            return labels
+        name = self._parameter(tensor)
+        if name is None:
+            if tensor.numel() <= 1 or id(tensor) not in self.transposed:
+                return torch.tensor(CONSTANT).expand(tensor.shape)
+            self._fail("a transposed weight used other than in a linear layer")
+        if tensor.numel() <= 1 or not (tensor.is_floating_point() or tensor.is_complex()):
+            return torch.tensor(CONSTANT).expand(tensor.shape)
+        if tensor.numel() > _LARGEST_MOVED_PARAMETER or name in self.uses:
+            self._fail(f"the parameter {name!r} used in a way that is not a convolution or a linear layer")
+        start = self.size
+        self.parameters[name] = self.labels[id(tensor)] = self._new(tensor.numel()).reshape(tensor.shape)
+        self.of_parameter.append((start, self.size))
+        return self.labels[id(tensor)]
+
+    def _parameter(self, tensor: Tensor) -> str | None:
+        return self.trace.parameter(tensor)
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        labels = self._get(tensor)
+        return bool((_core([labels])[0] == CONSTANT).all())
+
+    def _belongs_to_parameters(self, labels: Tensor) -> bool:
+        first = int(labels.flatten()[0]) if labels.numel() else CONSTANT
+        return any(start <= first < end for start, end in self.of_parameter)
+
+    def _note_parts(self, tensor: Tensor, parts: int) -> None:
+        labels = self._get(tensor)
+        nodes = np.unique(_core([labels])[0])
+        if parts > 1 and len(nodes) > 1:
+            self.divided.append((nodes[nodes != CONSTANT], parts))
+
+    def _note_division(self, before: Tensor, after: Tensor) -> None:
+        """A view that cuts the channel axis into (parts, rest), as channel shuffle does."""
+        if after.dim() > before.dim() and before.dim() > 1 and after.shape[1] < before.shape[1]:
+            self._note_parts(before, after.shape[1])
+
+    def _fail(self, what: str) -> NoReturn:
+        where = repr(self.call.module) if self.call is not None and self.call.module else "the model"
+        raise ValueError(f"cannot follow the channels through {where}: it has {what}")
+
+
+_RULES: dict[str, Callable[[_Propagation, Call], None]] = {
+    **dict.fromkeys(_MOVES, _Propagation._moved),
+    **dict.fromkeys(_PLANES, _Propagation._plane),
+    **dict.fromkeys(_REDUCTIONS, _Propagation._reduced),
+    **dict.fromkeys(_SAME, _Propagation._same),
+    **dict.fromkeys(_NORMS, _Propagation._normalised),
+    **dict.fromkeys(("mm", "addmm", "linear"), _Propagation._linear),
+    "constant_pad_nd": _Propagation._padded,
+    "convolution": _Propagation._convolution,
+}
+
+
+# -- label tensors -----------------------------------------------------------------------------------------------------
+
+
+def _along(nodes: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
+    """Nodes laid along one axis of a tensor of this shape."""
+    return nodes.reshape([-1 if a == axis else 1 for a in range(len(shape))]).expand(tuple(shape))
+
+
+def _constant_along(labels: Tensor, axis: int) -> bool:
+    return labels.shape[axis] <= 1 or labels.stride(axis) == 0
+
+
+def _compact(labels: Tensor) -> Tensor:
+    """The same labels, expanded (stride 0) along every axis where they do not vary."""
+    for axis, length in enumerate(labels.shape):
+        if length > 1 and labels.stride(axis) != 0:
+            first = labels.narrow(axis, 0, 1)
+            if torch.equal(labels, first.expand(labels.shape)):
+                labels = first.expand(labels.shape)
+    return labels
+
+
+def _core(operands: list[Tensor], always: Sequence[int] = ()) -> tuple[np.ndarray, list[int]]:
+    """What remains of labels of one shape when the axes along which none varies are cut to one element.
+
+    Returns the stacked remains [operands, ...] and the axes that were kept whole.
+    """
+    axes = [
+        a
+        for a in range(operands[0].dim())
+        if a in always or any(t.shape[a] > 1 and t.stride(a) != 0 for t in operands)
+    ]
+    cut = []
+    for labels in operands:
+        for a in range(labels.dim()):
+            if a not in axes:
+                labels = labels.narrow(a, 0, min(1, labels.shape[a]))
+        cut.append(labels.numpy())
+    return np.stack(cut), axes
+
+
+def _restore(core: Tensor, axes: list[int], shape: Sequence[int]) -> Tensor:
+    """The inverse of `_core`, for one tensor."""
+    return core.reshape([n if a in axes else 1 for a, n in enumerate(shape)]).expand(tuple(shape))
+
+
+def _kept(axis: int, axes: list[int], dims: int) -> bool:
+    return axis not in [a % dims for a in axes]
+
+
+def _squeezed(shape: Sequence[int], labels: Tensor, axes: list[int]) -> list[int]:
+    """The shape of reduced labels that expands to `shape`, whether the reduced axes were kept as ones or dropped."""
+    rest = [n for a, n in enumerate(labels.shape) if _kept(a, axes, labels.dim())]
+    return list(rest) if len(shape) == len(rest) else [
+        n if _kept(a, axes, labels.dim()) else 1 for a, n in enumerate(labels.shape)
+    ]

@@ -1,0 +1,147 @@
+"""No dead filters (the paper, section 5.1): every connection must lie on a path from the image to the prediction."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from gossamer.channels import ChannelGraph, LayerCall
+from gossamer.connectivity import Connectivity
+from gossamer.layers import SparseConv2d
+from gossamer.tracing import Inputs
+
+_PASSES = 10
+
+
+@dataclass(frozen=True)
+class Dead:
+    """What is dead in one layer: output channels, by the end of the path they miss, and connections on no path."""
+
+    no_image: list[int]
+    no_prediction: list[int]
+    connections: int
+
+
+def dead_channels(model: nn.Module, example_inputs: Inputs) -> dict[str, Dead]:
+    """What is dead in each convolution or linear layer, by name; {} when every connection is on a path.
+
+    A path runs through sums, concatenations, pooling and whatever else the channel graph follows, from the image to the
+    model's output. Works for any model, dense or sparse, whoever made its pattern.
+    """
+    graph = ChannelGraph.of(model, example_inputs)
+    uses: defaultdict[str, list[LayerCall]] = defaultdict(list)
+    for use in graph.layers:
+        uses[use.name].append(use)
+    report = {}
+    for name, calls in uses.items():  # something is dead only if it is dead in every use of a shared layer
+        fed = np.logical_or.reduce([graph.from_image[c.outputs] for c in calls])
+        used = np.logical_or.reduce([graph.to_prediction[c.outputs] for c in calls])
+        live = np.logical_or.reduce([_live_connections(graph, c) for c in calls])
+        if not (fed.all() and used.all() and live.all()):
+            report[name] = Dead(np.flatnonzero(~fed).tolist(), np.flatnonzero(~used).tolist(), int((~live).sum()))
+    return report
+
+
+def repair(model: nn.Module, example_inputs: Inputs, inplace: bool = False) -> tuple[nn.Module, int]:
+    """Add to sparse layers the fewest connections, greedily, that bring every dead channel to life.
+
+    Returns the model (a copy unless `inplace`) and how many connections were added; the new kernels start at zero, so
+    the model computes what it did. Raises ValueError naming the layers that stay dead, because only dense layers or the
+    model's own code could revive them.
+    """
+    model = model if inplace else copy.deepcopy(model)
+    added = 0
+    for _ in range(_PASSES):
+        dead = dead_channels(model, example_inputs)
+        if not dead:
+            return model, added
+        more = _feed(model, example_inputs) or _use(model, example_inputs)
+        if not more:
+            break
+        added += more
+    raise ValueError(
+        f"no connection of a sparse layer can revive the dead channels of {', '.join(map(repr, dead))}: "
+        "the model itself does not use them"
+    )
+
+
+def _live_connections(graph: ChannelGraph, call: LayerCall) -> np.ndarray:
+    """Which of the layer's connections lie on a path; for a dense layer as [out, in / groups], flattened."""
+    fed, used = graph.from_image[call.inputs], graph.to_prediction[call.outputs]
+    if call.connectivity is not None:
+        return fed[call.connectivity.indices] & used[call.connectivity.rows]
+    per_group = fed.reshape(call.groups, -1)
+    return (np.repeat(per_group, len(used) // call.groups, axis=0) & used[:, None]).ravel()
+
+
+def _feed(model: nn.Module, example_inputs: Inputs) -> int:
+    """Connect outputs that no path from the image reaches to live inputs, the least heard first."""
+    graph = ChannelGraph.of(model, example_inputs)
+    added = 0
+    for call in graph.layers:
+        alive = graph.from_image[call.inputs]
+        if call.connectivity is None or not alive.any():
+            continue
+        mask = call.connectivity.mask()
+        for o in np.flatnonzero(~(mask & alive).any(1)):
+            i = _best(alive & _same_group(call.connectivity, o), mask.sum(0))
+            if i is not None:
+                mask[o, i] = True
+                added += 1
+        _install(model, call, mask)
+    return added
+
+
+def _use(model: nn.Module, example_inputs: Inputs) -> int:
+    """Connect inputs from which no path leads to the prediction to live outputs, those with the lowest fan-in first."""
+    graph = ChannelGraph.of(model, example_inputs)
+    revived: set[int] = set()
+    added = 0
+    for call in reversed(list(graph.layers)):
+        alive = graph.to_prediction[call.outputs]
+        if call.connectivity is None or not alive.any():
+            continue
+        mask = call.connectivity.mask()
+        unused = ~graph.to_prediction[call.inputs] & graph.from_image[call.inputs]
+        for i in np.flatnonzero(unused):
+            if int(call.inputs[i]) in revived:
+                continue
+            o = _best(alive & _same_group(call.connectivity.transpose(), i), mask.sum(1))
+            if o is not None:
+                mask[o, i] = True
+                revived.add(int(call.inputs[i]))
+                added += 1
+        _install(model, call, mask)
+    return added
+
+
+def _same_group(c: Connectivity, output: int) -> np.ndarray:
+    """The inputs that an output may listen to, boolean."""
+    return np.arange(c.in_channels) // (c.in_channels // c.groups) == output // (c.out_channels // c.groups)
+
+
+def _best(allowed: np.ndarray, load: np.ndarray) -> int | None:
+    return int(np.where(allowed, load, np.iinfo(np.int64).max).argmin()) if allowed.any() else None
+
+
+def _install(model: nn.Module, call: LayerCall, mask: np.ndarray) -> None:
+    layer = model.get_submodule(call.name)
+    assert isinstance(layer, SparseConv2d) and call.connectivity is not None
+    old = layer.connectivity
+    new = Connectivity.from_mask(mask, old.groups)
+    if new != old:
+        extended = extend(layer.weight.detach(), old, new)
+        layer.replace_connectivity(new.drawn_like(old), extended)
+
+
+def extend(values: torch.Tensor, old: Connectivity, new: Connectivity) -> torch.Tensor:
+    """Rows [e, ...] of the old connections laid out for the new ones that contain them; zeros for what is new."""
+    at = torch.from_numpy(np.searchsorted(new.positions, old.positions)).to(values.device)
+    extended = values.new_zeros(new.connections, *values.shape[1:])
+    extended[at] = values
+    return extended
