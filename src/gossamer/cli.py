@@ -339,7 +339,6 @@ class Count:
     """Print JSON."""
 
     def run(self) -> int:
-        from gossamer.experiments import tables
         from gossamer.experiments.networks import counted
 
         config = TrainConfig(
@@ -351,7 +350,7 @@ class Count:
             seed=self.seed,
         )
         cost = counted(config, self.input)
-        print(json.dumps(tables.cost_to_dict(cost), indent=1)) if self.json else tables.show_cost(cost, self.model)
+        print(json.dumps(asdict(cost), indent=1) if self.json else cost)
         return 0
 
 
@@ -393,7 +392,8 @@ def _sentence(box: str) -> str:
     wrong, *more = re.split(r"\n─+\n", "\n".join(text))
     near = next((re.search(r"--\S+", part) for part in more if part.startswith("Perhaps")), None)
     meant = f"; perhaps {near[0]} was meant" if near else ""
-    return f"{' '.join(wrong.split()).rstrip('.')}{meant}; see {more[-1].split(maxsplit=4)[-1] if more else 'gossamer --help'}"
+    help_is = more[-1].split(maxsplit=4)[-1] if more else "gossamer --help"
+    return f"{' '.join(wrong.split()).rstrip('.')}{meant}; see {help_is}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

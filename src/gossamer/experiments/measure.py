@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SECONDS = 0.5
+SECONDS = 0.25
 """Each figure is the median of as many calls as fit in this time, three at least, after a warm-up call."""
 
 

@@ -176,7 +176,7 @@ def _cost_figure(points: Sequence[Point], kind: Cost) -> Figure:
             customdata=[_hover(p) for p in shown],
             hovertemplate="%{customdata}<extra></extra>",
         )
-    figure.update_xaxes(type="log", title=figures.AXES[kind], minor={"ticks": "outside", "dtick": "D1"})
+    figure.update_xaxes(type="log", title=figures.AXES[kind])
     figure.update_yaxes(title="test accuracy, %")
     return _styled(figure)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from gossamer.experiments.results import COLUMNS, Point, pareto
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gossamer.accounting import Cost
     from gossamer.experiments.paper import Experiment
 
 SHOWN = ("method", "alpha", "rounds", "accuracy", "spread", "params", "madds", "bytes", "ms_image", "ms_batch")
@@ -49,18 +47,6 @@ def show_points(points: Sequence[Point], title: str) -> None:
         rows.append([f"{'* ' if point in front else '  '}{point.method}", *(texts[i] for i in indices[1:])])
     show(title, ["  method", *(COLUMNS[name] for name in SHOWN[1:])], rows)
     print("* on the Pareto front: nothing here has fewer params and is more accurate")
-
-
-def show_cost(cost: Cost, title: str) -> None:
-    """Params and madds by layer and in total."""
-    rows = [[layer.name, layer.kind, f"{layer.params:,}", f"{layer.madds:,}"] for layer in cost.layers]
-    rows.append(["convolutions, classifier left out", "", f"{cost.params:,}", f"{cost.madds:,}"])
-    show(title, ["layer", "kind", "params", "madds"], rows, left=2)
-
-
-def cost_to_dict(cost: Cost) -> dict[str, Any]:
-    """A cost as JSON-able data."""
-    return {"params": cost.params, "madds": cost.madds, "layers": [dataclasses.asdict(layer) for layer in cost.layers]}
 
 
 def show_experiments(experiments: Mapping[str, Experiment]) -> None:

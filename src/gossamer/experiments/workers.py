@@ -28,9 +28,9 @@ def processes(runs: Sequence[Run], folder: Path, *, jobs: int = 1) -> Iterator[R
     if jobs < 1:
         raise ValueError(f"{jobs} jobs can do nothing; give 1 or more")
     alone = jobs == 1
-    yield from _each(runs, folder, jobs, functools.partial(train_run, progress=alone, timed=alone))
+    yield from each(runs, folder, jobs, functools.partial(train_run, progress=alone, timed=alone))
     if not alone:
-        yield from _each(runs, folder, 1, measure_run)
+        yield from each(runs, folder, 1, measure_run)
 
 
 def in_place(runs: Sequence[Run], folder: Path) -> Iterator[Row]:
@@ -68,7 +68,7 @@ def _on_ray(run: Run, folder: Path, threads: int) -> Row:
     return guarded(run, functools.partial(train_run, run, folder, progress=False))
 
 
-def _each(runs: Sequence[Run], folder: Path, jobs: int, task: Callable[[Run, Path], Row]) -> Iterator[Row]:
+def each(runs: Sequence[Run], folder: Path, jobs: int, task: Callable[[Run, Path], Row]) -> Iterator[Row]:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     shared = [run if run.config.threads else run.with_threads(threads) for run in runs]
     with ThreadPoolExecutor(jobs) as pool:

@@ -1,0 +1,172 @@
+"""The sweep for real: on digits, in processes, interrupted, continued, with runs that fail and runs that die."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossamer.experiments import results, workers
+from gossamer.experiments.results import Row
+from gossamer.experiments.sweep import Run, Size, matched_sizes, plan, sweep
+from gossamer.training.config import TrainConfig
+
+
+def nothing(runs: Sequence[Run], folder: Path) -> Iterator[Row]:
+    assert not runs, f"these were there already: {[run.name for run in runs]}"
+    return iter(())
+
+
+@given(st.lists(st.floats(1e-3, 0.999), min_size=1, max_size=5, unique=True))
+def test_methods_are_matched_by_the_papers_rule(densities: list[float]) -> None:
+    sizes = matched_sizes([*densities, 1.0])
+    assert [size for size in sizes if size.method == "dense"] == [Size.dense()]
+    for method in ("thin", "sparse"):
+        assert sorted(size.alpha for size in sizes if size.method == method) == sorted(densities)
+    assert all(size.width == math.sqrt(size.alpha) for size in sizes if size.method == "thin")
+    assert all(size.density == size.alpha for size in sizes if size.method == "sparse")
+
+
+def test_rounds_differ_in_their_seed_alone_and_come_one_after_the_other(settings: TrainConfig) -> None:
+    runs = plan(replace(settings, seed=7), matched_sizes((0.1, 1)), rounds=2)
+    assert [run.round for run in runs] == [0, 0, 0, 1, 1, 1]
+    assert [run.config.seed for run in runs] == [7, 7, 7, 8, 8, 8]
+    assert len({run.name for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("density", [0.0, -0.1, 1.5])
+def test_an_impossible_density_is_refused(density: float) -> None:
+    with pytest.raises(ValueError, match=f"{density:g}"):
+        matched_sizes((0.1, density))
+
+
+def test_each_run_leaves_a_whole_line(finished: Path) -> None:
+    rows = results.read(finished)
+    assert len(rows) == 8
+    assert len((finished / results.FILE).read_text().splitlines()) == 8
+    for row in rows:
+        assert row["status"] == "done"
+        assert 0.3 < row["accuracy"] <= 1
+        assert row["bytes"] == (finished / "runs" / row["run"] / "model.safetensors").stat().st_size
+        assert row["config"]["density"] == row["density"]
+        assert len(row["history"]) == 2
+        assert row["machine"]["threads"] == row["threads"] == 1
+        for measured in ("ms_image", "ms_batch", "train_images_per_s", "peak_memory"):
+            assert row[measured] > 0
+
+
+def test_matched_networks_are_smaller_by_about_the_density(finished: Path) -> None:
+    size = {row["run"]: row["params"] for row in results.read(finished)}
+    dense = size["dense-r0"]
+    assert size["thin-0.3162-r0"] == pytest.approx(0.1 * dense, rel=0.15)
+    assert size["sparse-0.1-r0"] == pytest.approx(0.1 * dense, rel=0.15)
+    assert size["hybrid-0.5x0.1-r0"] == pytest.approx(0.025 * dense, rel=0.25)
+
+
+def test_what_is_there_is_not_done_again(finished: Path, settings: TrainConfig) -> None:
+    before = (finished / results.FILE).read_bytes()
+    rows = sweep(settings, matched_sizes((0.1, 1), widths=(0.5,)), finished, nothing, rounds=2)
+    assert len(rows) == 8
+    assert (finished / results.FILE).read_bytes() == before
+
+
+def test_other_settings_are_refused_by_name(finished: Path, settings: TrainConfig) -> None:
+    with pytest.raises(ValueError, match=r"epochs=2 there and 3 now.*--out"):
+        sweep(replace(settings, epochs=3), [Size.dense()], finished, nothing)
+    sweep(replace(settings, threads=2), [Size.dense()], finished, nothing)  # this changes nothing that comes out
+
+
+def test_several_processes_give_the_same_results_and_times(
+    finished: Path, settings: TrainConfig, tmp_path: Path
+) -> None:
+    sizes = matched_sizes((0.1,))
+    rows = sweep(settings, sizes, tmp_path, partial(workers.processes, jobs=2))
+    alone = {row["run"]: row["accuracy"] for row in results.read(finished)}
+    assert {row["run"]: row["accuracy"] for row in rows} == {
+        run: alone[run] for run in ("thin-0.3162-r0", "sparse-0.1-r0")
+    }
+    assert all(row["ms_image"] > 0 for row in rows)
+
+
+FACTORY = """
+import os, signal
+from pathlib import Path
+from gossamer.models import create
+
+def network(**given):
+    calls = Path(__file__).with_name("calls")
+    number = len(calls.read_text()) if calls.exists() else 0
+    calls.write_text("x" * (number + 1))
+    if number == {fails}:
+        raise RuntimeError("the second network is broken")
+    if number == {dies}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return create("mnist", **given)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fails", "dies", "reason"), [(1, -1, "RuntimeError: the second network is broken"), (-1, 1, "exit code -9")]
+)
+def test_a_run_that_fails_or_dies_is_recorded_and_the_others_go_on(
+    fails: int, dies: int, reason: str, settings: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"networks_{fails + 1}_{dies + 1}"
+    (tmp_path / f"{name}.py").write_text(FACTORY.format(fails=fails, dies=dies))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    base = replace(settings, model=f"{name}:network", epochs=1)
+    execute = partial(_untimed)
+    folder = tmp_path / "sweep"
+    rows = {row["run"]: row for row in sweep(base, matched_sizes((0.1, 1)), folder, execute)}
+    assert {run: row["status"] for run, row in rows.items()} == {
+        "thin-0.3162-r0": "done",
+        "sparse-0.1-r0": "failed",
+        "dense-r0": "done",
+    }
+    assert reason in rows["sparse-0.1-r0"]["error"]
+    again = {row["run"]: row["status"] for row in sweep(base, matched_sizes((0.1, 1)), folder, execute)}
+    assert set(again.values()) == {"done"}
+
+
+def _untimed(runs: Sequence[Run], folder: Path) -> Iterator[Row]:
+    """The runs one by one, in processes, without measuring."""
+    return workers.each(runs, folder, 1, partial(workers.train_run, progress=False, timed=False))
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    options = ["--epochs", "3", "--densities", "0.1,1", "--threads", "1", "--out", str(out)]
+    command = [sys.executable, "-m", "gossamer", "sweep", "mnist", "--data", "digits", *options]
+    lines = out / results.FILE
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        limit = time.monotonic() + 90
+        while not lines.exists() and time.monotonic() < limit:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130, complaint
+    assert str(out) in complaint
+    assert "Traceback" not in complaint
+    first = lines.read_text()
+    assert 1 <= len(first.splitlines()) < 3
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert f"3 runs, {len(first.splitlines())} of them there already" in ended.stdout
+    assert str(out / "report.html") in ended.stdout
+    assert lines.read_text().startswith(first)
+    assert [json.loads(line)["run"] for line in lines.read_text().splitlines()] == [
+        "thin-0.3162-r0",
+        "sparse-0.1-r0",
+        "dense-r0",
+    ]
