@@ -1,0 +1,242 @@
+"""From a dense network to a sparse one (section 3.2), and denser again while it trains (section 3.2.1)."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from gossamer._rng import derive
+from gossamer.connectivity import Connectivity, check_density
+from gossamer.layers import SparseConv2d
+from gossamer.paths import extend
+from gossamer.thinning import thin
+
+__all__ = ["Sparsified", "densify", "sparsify", "thin"]
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """What `sparsify` did, kept on its result as `model.sparsified`."""
+
+    density: float  # asked for
+    connections: int
+    possible: int
+    repaired: int  # connections added beyond the density, because without them a channel would be dead
+    layers: dict[str, Connectivity]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.layers)} layers, {self.connections:,} of {self.possible:,} connections "
+            f"(density {self.connections / self.possible:.4g}, asked {self.density:.4g}; {self.repaired:,} of them "
+            "keep a channel alive)"
+        )
+
+
+def sparsify(
+    model: nn.Module,
+    density: float,
+    *,
+    seed: int = 0,
+    pattern: str = "balanced",
+    allocation: str | Mapping[str, float] = "uniform",
+    exclude: Iterable[str | type[nn.Module]] = (),
+    keep_weights: bool = False,
+    inplace: bool = False,
+) -> nn.Module:
+    """Keep a random `density` in (0, 1] of the connections of every convolution (section 3.2).
+
+    Returns a copy (the model itself with `inplace`) whose `nn.Conv2d` are `SparseConv2d`; depthwise convolutions, linear
+    layers and what `exclude` names (by name, regular expression or type) stay whole. No channel dies (section 5.1), which
+    costs connections at the lowest densities: `result.sparsified` says how many.
+
+    `allocation` spreads the density over the layers: `uniform` gives each the same; `erdos-renyi` gives layers with few
+    channels more, at the same total; a mapping from regular expression to density names layers, the rest get `density`.
+    The kept kernels are the model's own. They are scaled by sqrt(inputs / fan-in), so that a freshly initialised network
+    stays so; with `keep_weights` they are left as trained.
+
+    Raises ValueError for a density that cannot be, a model without convolutions, or a layer that cannot be made sparse.
+    """
+    check_density(density)
+    model = model if inplace else copy.deepcopy(model)
+    layers = _convolutions(model, tuple(exclude))
+    densities = _allocate(layers, density, allocation)
+    made: dict[nn.Module, SparseConv2d] = {}
+    for name, conv in layers.items():
+        c = Connectivity.random(
+            conv.in_channels,
+            conv.out_channels,
+            densities[name],
+            pattern=pattern,
+            seed=derive(seed, name),
+            groups=conv.groups,
+        )
+        made[conv] = SparseConv2d.from_dense(conv, c)
+        if not keep_weights:
+            _rescale(made[conv], c)
+    if "" in layers:
+        model = made[layers[""]]
+    else:
+        _replace(model, made)
+    patterns = {name: made[conv].connectivity for name, conv in layers.items()}
+    model.sparsified = Sparsified(  # type: ignore[assignment]
+        float(density),
+        sum(c.connections for c in patterns.values()),
+        sum(c.possible for c in patterns.values()),
+        sum(c.repaired for c in patterns.values()),
+        patterns,
+    )
+    return model
+
+
+def densify(
+    model: nn.Module,
+    *,
+    density: float | None = None,
+    factor: float | None = None,
+    optimizer: Optimizer | None = None,
+    init: str = "zero",
+) -> nn.Module:
+    """Grow every sparse layer in place, to `density` or by `factor` (at most to 1), keeping what it has learnt.
+
+    Old connections keep their kernels, and `optimizer` its state for them; new ones start at `init`: "zero", or "random"
+    within 1 / sqrt(fan-in), with fresh optimizer state. Parameter objects stay the same. Returns the model. Raises
+    ValueError for a density below the present one, and for a model without sparse layers.
+    """
+    if (density is None) == (factor is None):
+        raise ValueError("densify takes either density= or factor=")
+    if init not in ("zero", "random"):
+        raise ValueError(f'init must be "zero" or "random", got {init!r}')
+    if factor is not None and not factor >= 1:
+        raise ValueError(f"factor must be at least 1, got {factor!r}")
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseConv2d)}
+    if not layers:
+        raise ValueError("the model has no sparse layers to grow: sparsify it first")
+    grown = {}
+    for name, layer in layers.items():
+        c = layer.connectivity
+        try:
+            grown[name] = c.grow(density if density is not None else min(1.0, c.density * (factor or 1)))
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from None
+    for name, layer in layers.items():
+        _install(layer, grown[name], optimizer, init)
+    return model
+
+
+def _install(layer: SparseConv2d, new: Connectivity, optimizer: Optimizer | None, init: str) -> None:
+    old = layer.connectivity
+    if new == old:
+        return
+    shape = layer.weight.shape
+    weight = extend(layer.weight.detach(), old, new)
+    if init == "random":
+        fresh = torch.ones(new.connections, dtype=torch.bool, device=weight.device)
+        fresh[torch.from_numpy(np.searchsorted(new.positions, old.positions)).to(weight.device)] = False
+        bound = torch.from_numpy((new.fan_in[new.rows] * shape[1] * shape[2]) ** -0.5).to(weight)[:, None, None]
+        weight = torch.where(fresh[:, None, None], torch.empty_like(weight).uniform_(-1, 1) * bound, weight)
+    layer.replace_connectivity(new, weight)
+    layer.weight.grad = None
+    state = optimizer.state.get(layer.weight, {}) if optimizer is not None else {}
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor) and value.shape == shape:
+            state[key] = extend(value, old, new)
+
+
+# -- which layers, and how dense ---------------------------------------------------------------------------------------
+
+
+def _convolutions(model: nn.Module, exclude: tuple[str | type[nn.Module], ...]) -> dict[str, nn.Conv2d]:
+    """The convolutions to make sparse, by their first name."""
+    everything = dict(model.named_modules())
+    types = tuple(e for e in exclude if isinstance(e, type))
+    names = [e for e in exclude if isinstance(e, str)]
+    for name in names:
+        if not any(_matches(name, other) for other in everything):
+            raise ValueError(f"exclude={name!r} names no layer of the model")
+    layers: dict[str, nn.Conv2d] = {}
+    owners: dict[int, str] = {}
+    for name, module in everything.items():
+        if not isinstance(module, nn.Conv2d) or 1 < module.groups == module.in_channels:
+            continue
+        if isinstance(module, types) or any(_matches(e, name) for e in names):
+            continue
+        if type(module).forward is not nn.Conv2d.forward or type(module.weight) is not nn.Parameter:
+            raise ValueError(
+                f"cannot make {name!r} sparse: {type(module).__name__} computes its weight or output its own way; "
+                f"leave it whole with exclude=[{name!r}]"
+            )
+        other = owners.setdefault(id(module.weight), name)
+        if other != name:
+            raise ValueError(f"cannot make {name!r} sparse: it shares its weight with {other!r}; exclude both")
+        layers[name] = module
+    if not layers:
+        raise ValueError("the model has no dense convolution left to make sparse (depthwise and excluded ones stay whole)")
+    return layers
+
+
+def _matches(expression: str, name: str) -> bool:
+    return expression == name or re.fullmatch(expression, name) is not None
+
+
+def _allocate(
+    layers: dict[str, nn.Conv2d], density: float, allocation: str | Mapping[str, float]
+) -> dict[str, float]:
+    if isinstance(allocation, Mapping):
+        densities = dict.fromkeys(layers, density)
+        for expression, value in allocation.items():
+            check_density(value, f"the density of {expression!r}")
+            named = [name for name in layers if _matches(expression, name)]
+            if not named:
+                raise ValueError(f"allocation names {expression!r}, which matches none of the convolutions")
+            densities.update(dict.fromkeys(named, value))
+        return densities
+    if allocation == "uniform":
+        return dict.fromkeys(layers, density)
+    if allocation == "erdos-renyi":
+        return _erdos_renyi(layers, density)
+    raise ValueError(f'allocation must be "uniform", "erdos-renyi" or a mapping, got {allocation!r}')
+
+
+def _erdos_renyi(layers: dict[str, nn.Conv2d], density: float) -> dict[str, float]:
+    """Density ~ (n_in + n_out) / (n_in * n_out), kept within what each layer allows, at the total asked for."""
+    inputs, outputs = (
+        np.array([getattr(c, f"{side}_channels") // c.groups for c in layers.values()]) for side in ("in", "out")
+    )
+    sizes = np.array([c.weight.numel() for c in layers.values()])
+    least = np.maximum(inputs, outputs) / (inputs * outputs)  # one connection for every channel
+    nearest = float((least * sizes).sum() / sizes.sum())
+    if nearest > density:
+        raise ValueError(
+            f"erdos-renyi cannot reach density {density:g} without dead channels: the nearest it can is {nearest:.4g}"
+        )
+    ratio = (inputs + outputs) / (inputs * outputs)
+    low, high = 0.0, float((1 / ratio).max())
+    for _ in range(100):
+        scale = (low + high) / 2
+        total = float((np.clip(scale * ratio, least, 1) * sizes).sum())
+        low, high = (scale, high) if total < density * sizes.sum() else (low, scale)
+    return dict(zip(layers, np.clip(high * ratio, least, 1).tolist(), strict=True))
+
+
+def _rescale(layer: SparseConv2d, c: Connectivity) -> None:
+    gain = np.sqrt(c.in_channels // c.groups / np.maximum(c.fan_in, 1))[c.rows]
+    with torch.no_grad():
+        layer.weight.mul_(torch.from_numpy(gain).to(layer.weight)[:, None, None])
+
+
+def _replace(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> None:
+    """Put each new layer wherever the old one stands: a shared layer stands in several places."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if child in made:
+                setattr(parent, name, made[child])
+        for name, child in list(parent._modules.items()):  # named_children lists a layer once, however often it stands
+            if child is not None and child in made:
+                parent._modules[name] = made[child]
