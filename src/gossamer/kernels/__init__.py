@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from gossamer.kernels import dense
+from gossamer.kernels import cpu, dense
 from gossamer.kernels.reference import output_size
 
 __all__ = ["sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad"]
@@ -35,6 +35,7 @@ _library.define(
 )
 for _name in __all__:
     _library.impl(_name, getattr(dense, _name), "CompositeExplicitAutograd")
+cpu.register(_library)
 
 sparse_conv2d = torch.ops.gossamer.sparse_conv2d.default
 sparse_conv2d_input_grad = torch.ops.gossamer.sparse_conv2d_input_grad.default
