@@ -208,6 +208,8 @@ class Sweep:
     """Runs of each size, from different seeds."""
     jobs: int = 1
     """Runs at once on this machine; with more than 1, times are measured when all are trained."""
+    measure_again: bool = False
+    """Time the networks that are there already once more, on this machine."""
     ray: str | None = None
     """Run on a Ray cluster instead: its address, or "local". The folder must be one that all its machines see."""
     ray_cpus: float = 1
@@ -224,7 +226,8 @@ class Sweep:
         else:
             execute = partial(workers.processes, jobs=self.jobs)
         sizes = matched_sizes(self.densities, self.widths)
-        return job.run(self.settings.config(), sizes, self.out, rounds=self.rounds, execute=execute)
+        again = self.measure_again
+        return job.run(self.settings.config(), sizes, self.out, rounds=self.rounds, execute=execute, again=again)
 
     def on_interrupt(self) -> str:
         return f"the same command goes on with what is missing in {self.out}"

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from gossamer.experiments import results, workers
 from gossamer.experiments.results import Row
+from gossamer.experiments.runs import train_run
 from gossamer.experiments.sweep import Run, Size, matched_sizes, plan, sweep
 from gossamer.training.config import TrainConfig
 
@@ -91,7 +92,7 @@ def test_several_processes_give_the_same_results_and_times(
     finished: Path, settings: TrainConfig, tmp_path: Path
 ) -> None:
     sizes = matched_sizes((0.1,))
-    rows = sweep(settings, sizes, tmp_path, partial(workers.processes, jobs=2))
+    rows = sweep(settings, sizes, tmp_path, partial(workers.processes, jobs=2), workers.measured)
     alone = {row["run"]: row["accuracy"] for row in results.read(finished)}
     assert {row["run"]: row["accuracy"] for row in rows} == {
         run: alone[run] for run in ("thin-0.3162-r0", "sparse-0.1-r0")
@@ -126,22 +127,21 @@ def test_a_run_that_fails_or_dies_is_recorded_and_the_others_go_on(
     (tmp_path / f"{name}.py").write_text(FACTORY.format(fails=fails, dies=dies))
     monkeypatch.syspath_prepend(str(tmp_path))
     base = replace(settings, model=f"{name}:network", epochs=1)
-    execute = partial(_untimed)
     folder = tmp_path / "sweep"
-    rows = {row["run"]: row for row in sweep(base, matched_sizes((0.1, 1)), folder, execute)}
+    rows = {row["run"]: row for row in sweep(base, matched_sizes((0.1, 1)), folder, _untimed)}
     assert {run: row["status"] for run, row in rows.items()} == {
-        "thin-0.3162-r0": "done",
-        "sparse-0.1-r0": "failed",
         "dense-r0": "done",
+        "thin-0.3162-r0": "failed",
+        "sparse-0.1-r0": "done",
     }
-    assert reason in rows["sparse-0.1-r0"]["error"]
-    again = {row["run"]: row["status"] for row in sweep(base, matched_sizes((0.1, 1)), folder, execute)}
+    assert reason in rows["thin-0.3162-r0"]["error"]
+    again = {row["run"]: row["status"] for row in sweep(base, matched_sizes((0.1, 1)), folder, _untimed)}
     assert set(again.values()) == {"done"}
 
 
 def _untimed(runs: Sequence[Run], folder: Path) -> Iterator[Row]:
     """The runs one by one, in processes, without measuring."""
-    return workers.each(runs, folder, 1, partial(workers.train_run, progress=False, timed=False))
+    return workers.each(runs, folder, 1, partial(train_run, progress=False, timed=False))
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert str(out / "report.html") in ended.stdout
     assert lines.read_text().startswith(first)
     assert [json.loads(line)["run"] for line in lines.read_text().splitlines()] == [
+        "dense-r0",
         "thin-0.3162-r0",
         "sparse-0.1-r0",
-        "dense-r0",
     ]

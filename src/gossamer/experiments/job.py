@@ -20,14 +20,18 @@ def run(
     rounds: int = 1,
     execute: Execute | None = None,
     paper: str | None = None,
+    again: bool = False,
 ) -> int:
     """Sweep, print the table, write the report and print its path. Returns the exit code: 1 when a run failed.
 
     Under torchrun every process takes part in each run, and the first one keeps the results.
     """
+    check(base)
     if "RANK" in os.environ:
-        execute = workers.in_place
-    rows = sweep(base, sizes, folder, execute or workers.processes, rounds=rounds, paper=paper)
+        rows = sweep(base, sizes, folder, workers.in_place, rounds=rounds, paper=paper)
+    else:
+        execute = execute or workers.processes
+        rows = sweep(base, sizes, folder, execute, workers.measured, rounds=rounds, paper=paper, again=again)
     if os.environ.get("RANK", "0") != "0":
         return 0
     show(folder)
@@ -37,6 +41,18 @@ def run(
     if bad:
         print(f"{len(bad)} runs failed; the same command tries them again")
     return 1 if bad else 0
+
+
+def check(base: TrainConfig) -> None:
+    """Find a wrong network or data set before any run starts, and download what must be, once."""
+    import torch
+
+    from gossamer import models
+    from gossamer.training.build import load_data
+
+    with torch.device("meta"):
+        models.create(base.model)
+    load_data(base)
 
 
 def show(folder: Path) -> None:

@@ -97,16 +97,17 @@ def matched_sizes(densities: Sequence[float], widths: Sequence[float] = ()) -> l
 
     Each of `widths` adds hybrids: thinned to it, then sparsified to each density below 1.
     """
-    sizes = []
-    for value in sorted(set(densities)):
+    for value in densities:
         if not 0 < value <= 1:
             raise ValueError(f"density {value:g} is not in (0, 1]")
-        sizes += [Size.dense()] if value == 1 else [Size("thin", value, width=math.sqrt(value)), Size.sparse(value)]
     for width in widths:
         if not 0 < width < 1:
             raise ValueError(f"width {width:g} of a hybrid is not in (0, 1)")
-        sizes += [Size.hybrid(width, value) for value in sorted(set(densities)) if value < 1]
-    return sizes
+    below = sorted(set(densities) - {1.0}, reverse=True)
+    dense = [Size.dense()] if 1.0 in densities else []
+    thin = [Size("thin", value, width=math.sqrt(value)) for value in below]
+    sparse = [Size.sparse(value) for value in below]
+    return dense + thin + sparse + [Size.hybrid(width, value) for width in widths for value in below]
 
 
 def plan(base: TrainConfig, sizes: Sequence[Size], rounds: int = 1) -> list[Run]:
@@ -121,7 +122,7 @@ def plan(base: TrainConfig, sizes: Sequence[Size], rounds: int = 1) -> list[Run]
 
 
 Execute = Callable[[Sequence[Run], Path], Iterator[Row]]
-"""Does the runs, in any order and place, and yields each one's line as it ends; see `workers`."""
+"""Does something with each run, in any order and place, and yields their lines as they end; see `workers`."""
 
 
 def sweep(
@@ -129,13 +130,16 @@ def sweep(
     sizes: Sequence[Size],
     folder: Path,
     execute: Execute,
+    measure: Execute | None = None,
     *,
     rounds: int = 1,
     paper: str | None = None,
+    again: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
     """Do what is not there yet of a sweep in `folder`, a line in `results.jsonl` for each run; returns all lines there.
 
+    `execute` trains; `measure` then times the networks that no line holds times of (all of them when `again`).
     Runs that ended well are skipped, those that failed are tried again. A folder that holds a sweep of another
     configuration is a `ValueError` naming the fields that differ. `paper` names the paper's experiment that this is.
     """
@@ -148,7 +152,15 @@ def sweep(
     for number, row in enumerate(execute(todo, folder), start=1):
         results.append(path, row)
         say(f"{number}/{len(todo)} {describe(row)}")
-    return results.read(path) if path.exists() else []
+    rows = results.read(path) if path.exists() else []
+    trained = {row["run"]: "ms_image" in row for row in results.done(rows)}
+    untimed = [run for run in runs if run.name in trained and (again or not trained[run.name])]
+    if measure is None or not untimed:
+        return rows
+    say(f"measuring {len(untimed)} networks")
+    for row in measure(untimed, folder):
+        results.append(path, row)
+    return results.read(path)
 
 
 def describe(row: Row) -> str:

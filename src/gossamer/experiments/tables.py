@@ -33,7 +33,7 @@ def show(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]], lef
         table.add_row(*row)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(80, console.measure(table).maximum), soft_wrap=True)
+        console = Console(width=250)
     console.print(table)
 
 
