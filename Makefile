@@ -1,0 +1,31 @@
+# Two commands do everything on a machine with Python, a C++ compiler and a package index:
+#   make demo    set up, train both methods at several densities on the embedded digits, show a table and a report
+#   make test    set up, run the tests
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := train,report,onnx,dev
+
+.PHONY: setup demo test lint clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt CMakeLists.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "scikit-build-core>=0.11" cmake ninja
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
+	touch $@
+
+demo: setup
+	$(BIN)/gossamer demo
+
+test: setup
+	$(BIN)/python -m pytest -q $(TESTS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv build
