@@ -21,6 +21,18 @@
 
 namespace {
 
+// Keeps a value in a register. Without it GCC turns a vector that is loaded once and used three times into three loads,
+// and an address that steps through rows into an index computed anew for each.
+#if defined(__x86_64__) && defined(__GNUC__)
+#define GS_PIN "+v"
+#elif defined(__aarch64__) && defined(__GNUC__)
+#define GS_PIN "+w"
+#endif
+#if !defined(__AVX512F__) && defined(__x86_64__)
+#undef GS_PIN
+#define GS_PIN "+x"
+#endif
+
 #if defined(__AVX512F__)
 
 constexpr int kLanes = 16;
@@ -123,6 +135,12 @@ GS_INLINE float sum(vec a) { return vaddvq_f32(a); }
 #else
 #error "gossamer: no vector unit known for this processor (x86-64 and aarch64 are supported)"
 #endif
+
+GS_INLINE vec pin(vec a) {
+    __asm__("" : GS_PIN(a));
+    return a;
+}
+GS_INLINE void pin(const float*& p) { __asm__("" : "+r"(p)); }
 
 // Transposes the kLanes x kLanes matrix whose rows are r[0..kLanes).
 #if defined(__AVX512F__)

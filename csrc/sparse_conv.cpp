@@ -19,6 +19,9 @@ namespace {
 
 typedef int64_t i64;
 
+// The most rows of a tile that is `vectors` wide: its sums must stay in registers.
+GS_INLINE int most_rows(i64 vectors) { return kLanes == 16 ? (vectors == 1 ? 16 : vectors == 2 ? 12 : 8) : 4; }
+
 GS_INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
 GS_INLINE i64 most(i64 a, i64 b) { return a > b ? a : b; }
 GS_INLINE i64 divide_up(i64 a, i64 b) { return (a + b - 1) / b; }
@@ -28,7 +31,7 @@ GS_INLINE i64 floor_divide(i64 a, i64 b) { return (a - modulo(a, b)) / b; }
 
 constexpr i64 kCacheFloats = 256 * 1024;  // 1 MiB: what a thread's share of planes should fit in (the level-2 cache)
 constexpr i64 kSlack = 512;               // floats that may be read, never used, after the last plane
-constexpr int kMaxRows = kRegisters == 32 && kLanes == 16 ? 8 : 4;
+constexpr int kMaxRows = kLanes == 16 ? 16 : 4;  // of a tile one vector wide
 constexpr int kMaxVectors = kLanes == 16 ? 3 : 2;  // along a row, in tiles of several rows
 constexpr int kMaxFlat = 8;                        // in tiles of one row
 
@@ -185,16 +188,11 @@ struct Tile {
     i64 kernel;
     int columns;
     const i64* offset;          // [columns]
-    const int32_t* tap_weight;  // [columns * column]
+    const i64* tap_weight;      // [columns * column]
     float* to;                  // destination: row r at to + r * to_pitch, `count` floats of each
     i64 to_pitch, count;
     float bias, floor;
 };
-
-template <int S>
-GS_INLINE i64 row_offset(const Tile& t, int r) {
-    return S == 1 ? r * t.pitch : (r & 1) * t.odd + (r >> 1) * t.pitch;
-}
 
 template <int KH, int S, int R, int V>
 void tile(const Tile& t) {
@@ -204,46 +202,46 @@ void tile(const Tile& t) {
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
         for (int v = 0; v < V; v++) acc[r][v] = broadcast(t.bias);
+    const i64 pitch = t.pitch, odd = t.odd, back = pitch - odd;
+    const int columns = t.columns;
+    const i64* offset = t.offset;
     for (i64 e = t.first; e < t.last; e++) {
         const float* x = t.planes + t.source[e] * t.plane;
         const float* w = t.weight + (t.position ? t.position[e] : e) * t.kernel;
-        const float* next = t.planes + t.source[e + 1 < t.last ? e + 1 : e] * t.plane;
-        for (int j = 0; j < t.columns; j++) {
-            const float* xj = x + t.offset[j];
-            const float* nj = next + t.offset[j];
+        const i64* tap = t.tap_weight;
+        for (int j = 0; j < columns; j++, tap += KH) {
+            const float* xr = x + offset[j];
             vec weight[KH];
 #pragma GCC unroll 8
-            for (int i = 0; i < KH; i++) weight[i] = broadcast(w[t.tap_weight[j * KH + i]]);
-            const bool ahead = KH > 1 && j == 0;
+            for (int i = 0; i < KH; i++) weight[i] = KH > 1 ? pin(broadcast(w[tap[i]])) : broadcast(w[tap[i]]);
 #pragma GCC unroll 32
             for (int r = 0; r < rows; r++) {
-                if (ahead) {
-#pragma GCC unroll 4
-                    for (int v = 0; v <= V; v++) __builtin_prefetch(nj + row_offset<S>(t, r) + v * kLanes);
-                }
 #pragma GCC unroll 16
                 for (int v = 0; v < V; v++) {
-                    const vec in = load(xj + row_offset<S>(t, r) + v * kLanes);
+                    const vec in = KH > 1 ? pin(load(xr + v * kLanes)) : load(xr + v * kLanes);
 #pragma GCC unroll 8
                     for (int i = 0; i < KH; i++)
                         if (r >= i && (r - i) % S == 0 && (r - i) / S < R) acc[(r - i) / S][v] = fma(weight[i], in, acc[(r - i) / S][v]);
+                }
+                if (r + 1 < rows) {
+                    xr += S == 1 ? pitch : r & 1 ? back : odd;
+                    pin(xr);
                 }
             }
         }
     }
     const vec floor = broadcast(t.floor);
+    const i64 last = t.count - (V - 1) * kLanes;  // floats wanted of each row's last vector
 #pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
+    for (int r = 0; r < R; r++) {
+        float* to = t.to + r * t.to_pitch;
 #pragma GCC unroll 16
-        for (int v = 0; v < V; v++) {
-            const i64 left = t.count - v * kLanes;
-            float* to = t.to + r * t.to_pitch + v * kLanes;
-            const vec out = max(floor, acc[r][v]);
-            if (left >= kLanes)
-                store(to, out);
-            else if (left > 0)
-                store_first(to, out, (int)left);
-        }
+        for (int v = 0; v < V - 1; v++) store(to + v * kLanes, max(floor, acc[r][v]));
+        if (last >= kLanes)
+            store(to + (V - 1) * kLanes, max(floor, acc[r][V - 1]));
+        else
+            store_first(to + (V - 1) * kLanes, max(floor, acc[r][V - 1]), (int)last);
+    }
 }
 
 typedef void (*TileFunction)(const Tile&);
@@ -262,6 +260,20 @@ TileFunction tile_of_rows(int rows) {
         case 8: return tile<KH, S, 8, V>;
 #endif
     }
+#if defined(__AVX512F__)
+    if constexpr (V < 3) switch (rows) {
+            case 9: return tile<KH, S, 9, V>;
+            case 10: return tile<KH, S, 10, V>;
+            case 11: return tile<KH, S, 11, V>;
+            case 12: return tile<KH, S, 12, V>;
+        }
+    if constexpr (V == 1) switch (rows) {
+            case 13: return tile<KH, S, 13, V>;
+            case 14: return tile<KH, S, 14, V>;
+            case 15: return tile<KH, S, 15, V>;
+            case 16: return tile<KH, S, 16, V>;
+        }
+#endif
     return nullptr;
 }
 
@@ -315,7 +327,7 @@ struct Plan {
 struct GatherRun {
     const Gather* g;
     const Plan* plan;
-    const i64* offset;
+    const i64 *offset, *tap_weight;
     float* work;          // [private ? threads : 1][planes]
     i64 work_floats;
     float* temporary;     // [threads][temporary_floats]
@@ -426,13 +438,14 @@ void gather_plane(const GatherRun& run, const float* planes, i64 o, i64 rows, fl
     t.kernel = g.kernel;
     t.columns = g.columns;
     t.offset = run.offset;
-    t.tap_weight = g.tap_weight;
+    t.tap_weight = run.tap_weight;
     t.to_pitch = to_pitch;
     t.bias = g.bias ? g.bias[o] : 0.0f;
     t.floor = g.relu ? 0.0f : -__builtin_inff();
     if (p.shape == kRows) {
         const i64 vectors = divide_up(g.cols, kLanes), across = divide_up(vectors, kMaxVectors);
-        const i64 wide = divide_up(vectors, across), down = divide_up(rows, kMaxRows), high = divide_up(rows, down);
+        const i64 wide = divide_up(vectors, across);
+        const i64 down = divide_up(rows, most_rows(wide)), high = divide_up(rows, down);
         for (i64 y = 0; y < rows; y += high)
             for (i64 v = 0; v < vectors; v += wide) {
                 t.planes = planes + y * l.pitch + v * kLanes;
@@ -529,7 +542,7 @@ i64 gather_scratch(const Gather& g, const Plan& p, int threads, GatherRun* run) 
     run->alone = threads == 1 || run->tasks % threads == 0 || run->tasks >= 4 * threads;
     run->work_floats = p.layout.plane * g.channels + kSlack;
     run->temporary_floats = round_up(p.block * p.band * (p.layout.pitch + round_up(g.cols, kLanes)) + kSlack, kLanes);
-    return (run->alone ? threads : 1) * run->work_floats + threads * run->temporary_floats + 2 * run->tasks + 2 * g.columns + 2 * kLanes;
+    return (run->alone ? threads : 1) * run->work_floats + threads * run->temporary_floats + 2 * run->tasks + 2 * g.columns * (1 + g.column) + 2 * kLanes;
 }
 
 void gather(const Gather& g, const Plan& p, int threads, GatherRun* run, float* memory) {
@@ -539,7 +552,10 @@ void gather(const Gather& g, const Plan& p, int threads, GatherRun* run, float* 
     i64* offset = run->counters + run->tasks;
     for (i64 i = 0; i < run->tasks; i++) run->counters[i] = 0;
     for (int j = 0; j < g.columns; j++) offset[j] = tap_offset(p.layout, g.step_y, g.step_x, g.tap_row[j], g.tap_col[j]);
+    i64* tap_weight = offset + g.columns;
+    for (int j = 0; j < g.columns * g.column; j++) tap_weight[j] = g.tap_weight[j];
     run->offset = offset;
+    run->tap_weight = tap_weight;
     parallel(threads, gather_thread, run);
 }
 
