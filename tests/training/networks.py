@@ -1,8 +1,20 @@
-"""Networks for the training tests, named as `networks:plain` through the python path."""
+"""Networks for the training tests, named as `networks:plain` through the python path; and how to compare two."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
 from torch import nn
+
+
+def same_model(first: Path, second: Path) -> bool:
+    """Whether the models of two run folders are equal to the bit: tensors and patterns."""
+    with safe_open(first / "model.safetensors", "pt") as a, safe_open(second / "model.safetensors", "pt") as b:
+        names = sorted(a.keys())
+        equal = names == sorted(b.keys()) and a.metadata() == b.metadata()
+        return equal and all(torch.equal(a.get_tensor(name), b.get_tensor(name)) for name in names)
 
 
 def plain(num_classes: int = 10, in_channels: int = 1, image_size: int = 8) -> nn.Module:

@@ -9,6 +9,7 @@ from gossamer import data, models
 from gossamer.layers import SparseConv2d
 from gossamer.surgery import sparsify, thin
 from gossamer.training.config import TrainConfig
+from gossamer.training.first_layer import drop_filters
 
 
 def load_data(config: TrainConfig) -> data.DataSet:
@@ -29,9 +30,11 @@ def build_model(config: TrainConfig, description: data.Description) -> nn.Module
     channels, size = description.image_shape[:2]
     model = models.create(config.model, num_classes=description.num_classes, in_channels=channels, image_size=size)
     if config.width < 1:
-        model = thin(model, config.width, torch.zeros(2, *description.image_shape), divisor=config.divisor)
+        model = thin(model, config.width, description.image_shape, divisor=config.divisor)
     if config.density < 1:
         model = sparsify(model, config.density, seed=config.seed, pattern=config.pattern, allocation=config.allocation)
+        if config.first_layer == "sqrt":
+            drop_filters(model, config.density, description.image_shape, config.seed)
     return model
 
 
