@@ -8,8 +8,8 @@ import numpy as np
 
 from gossamer._rng import derive, hashes, permutation
 
-_ATTEMPTS = 20  # reshuffles before a tiny block is declared to have no even choice
-_ROUNDS = 100  # rounds of swaps an attempt gets; large blocks need about ten
+_ATTEMPTS = 8  # choices of who gets the odd connections, before a block is declared to have no even one
+_ROUNDS = 30  # rounds of random swaps; large sparse blocks need about ten
 
 
 def uniform(old: np.ndarray, density: float, seed: int) -> tuple[np.ndarray, int]:
@@ -17,7 +17,7 @@ def uniform(old: np.ndarray, density: float, seed: int) -> tuple[np.ndarray, int
 
     Every output keeps at least its ceil(density * inputs) lowest scores, every input at least its lowest.
     """
-    outputs, inputs = old.shape
+    inputs = old.shape[1]
     scores = hashes(seed, old.size).reshape(old.shape)
     on = old | (density >= 1) | (scores < np.uint64(min(density * 2.0**64, 2.0**64 - 2048)))
     repaired = int((~on.any(1)).sum())
@@ -74,10 +74,11 @@ def _level(degrees: np.ndarray, add: int, seed: int) -> np.ndarray:
 
 
 def _pair(rows: np.ndarray, columns: np.ndarray, taken: np.ndarray, seed: int) -> np.ndarray | None:
-    """A random boolean block with these row and column sums that avoids `taken`; None when swaps find none.
+    """A random boolean block with these row and column sums that avoids `taken`; None where there is none.
 
     The configuration model: shuffle the columns' stubs against the rows', then mend every place that is taken or
-    named twice by exchanging columns with a random other stub. A swap is made only when both new places are free.
+    named twice by exchanging columns with a random other stub. A swap is made only when both new places are free; what
+    swaps cannot mend is placed along augmenting paths.
     """
     width = taken.shape[1]
     row = np.repeat(np.arange(len(rows)), rows) * width
@@ -87,28 +88,60 @@ def _pair(rows: np.ndarray, columns: np.ndarray, taken: np.ndarray, seed: int) -
     np.add.at(used, row + column, 1)
     owner = np.full(taken.size, -1)
     owner[row + column] = np.arange(count)
-    suspects = np.arange(count)
+    bad = np.arange(count)
     for turn in range(_ROUNDS):
-        place = row[suspects] + column[suspects]
-        bad = suspects[taken.ravel()[place] | ((used[place] > 1) & (owner[place] != suspects))]
+        place = row[bad] + column[bad]
+        bad = bad[taken.ravel()[place] | ((used[place] > 1) & (owner[place] != bad))]
         if not bad.size:
-            on = np.zeros(taken.size, dtype=np.bool_)
-            on[row + column] = True
-            return on.reshape(taken.shape)
+            break
         partner = (hashes(derive(seed, f"swap {turn}"), bad.size) % np.uint64(count)).astype(np.int64)
         first, second = row[bad] + column[partner], row[partner] + column[bad]
         free = (used[first] == 0) & (used[second] == 0) & (first != second)
-        bad_free, partner, first, second = bad[free], partner[free], first[free], second[free]
-        fine = _claimed(count, bad_free, partner) & _claimed(taken.size, first, second)
-        one, two = bad_free[fine], partner[fine]
+        one, two, first, second = bad[free], partner[free], first[free], second[free]
+        fine = _claimed(count, one, two) & _claimed(taken.size, first, second)
+        one, two = one[fine], two[fine]
         np.subtract.at(used, row[one] + column[one], 1)
         np.subtract.at(used, row[two] + column[two], 1)
         column[one], column[two] = column[two], column[one]
         for moved in (one, two):
             used[row[moved] + column[moved]] += 1
             owner[row[moved] + column[moved]] = moved
-        suspects = bad
-    return None
+    on = np.zeros(taken.size, dtype=np.bool_)
+    on[row + column] = True
+    on = on.reshape(taken.shape) & ~taken
+    missing = columns - on.sum(0)
+    for start in np.repeat(np.arange(len(rows)), rows - on.sum(1)):
+        if not _augment(on, taken, missing, start):
+            return None
+    return on
+
+
+def _augment(on: np.ndarray, taken: np.ndarray, missing: np.ndarray, start: int) -> bool:
+    """One more place for row `start`, moving others along a shortest alternating path to a column with one `missing`."""
+    came_from_row = np.full(on.shape[1], -1)
+    came_from_column = np.full(on.shape[0], -1)
+    rows = np.array([start])
+    seen = np.zeros(on.shape[0], dtype=np.bool_)
+    seen[start] = True
+    while rows.size:
+        open_places = ~on[rows] & ~taken[rows]
+        columns = np.flatnonzero(open_places.any(0) & (came_from_row < 0))
+        came_from_row[columns] = rows[open_places[:, columns].argmax(0)]
+        goals = columns[missing[columns] > 0]
+        if goals.size:
+            column = goals[0]
+            missing[column] -= 1
+            while True:
+                row = came_from_row[column]
+                on[row, column] = True
+                if row == start:
+                    return True
+                column = came_from_column[row]
+                on[row, column] = False
+        rows = np.flatnonzero(on[:, columns].any(1) & ~seen) if columns.size else columns
+        seen[rows] = True
+        came_from_column[rows] = columns[on[np.ix_(rows, columns)].argmax(1)] if rows.size else -1
+    return False
 
 
 def _claimed(space: int, *wishes: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ the labels themselves, so `cat`, `view`, `chunk`, channel shuffle and their like
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -26,7 +25,8 @@ _MOVES = frozenset(
     native_channel_shuffle permute pixel_shuffle pixel_unshuffle positive repeat reshape roll select slice split
     split_with_sizes squeeze stack t transpose unbind unsqueeze view""".split()
 )
-_VIEWS_OF_A_PART = frozenset("select slice split split_with_sizes unbind narrow".split())
+_RESHAPES = frozenset("_unsafe_view clone contiguous lift_fresh reshape view".split())
+_VIEWS_OF_A_PART = frozenset("narrow select slice split split_with_sizes unbind".split())
 _PLANES = frozenset(
     """_adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d max_pool2d max_pool2d_with_indices
     reflection_pad2d replication_pad2d upsample_bicubic2d upsample_bilinear2d upsample_nearest2d
@@ -74,8 +74,10 @@ class _Propagation:
             axis = 1 if tensor.dim() in (2, 4) else 0
             self._set(tensor, _along(self._new(tensor.shape[axis]), axis, tensor.shape))
         image = np.arange(self.size)
-        for self.call in self.trace.calls:
-            self._follow(self.call)
+        for call in self.trace.calls:
+            self.call = call
+            self._follow(call)
+        self.call = None
         outputs = [self._get(t) for t in self.trace.outputs]
         prediction = np.unique(np.concatenate([_core([t])[0].ravel() for t in outputs])) if outputs else image[:0]
         if not (prediction != CONSTANT).any():
@@ -90,7 +92,7 @@ class _Propagation:
             self.divided,
         )
 
-    # -- one operator ---------------------------------------------------------------------------------------------------
+    # -- one operator ----------------------------------------------------------------------------------------------------
 
     def _follow(self, call: Call) -> None:
         space, _, name = call.name.partition(".")
@@ -125,9 +127,11 @@ class _Propagation:
             self.transposed[id(call.output)] = first
             return
         arguments = tree_map(lambda a: self._get(a) if isinstance(a, Tensor) else a, call.args)
-        if name in ("view", "_unsafe_view", "reshape", "contiguous", "clone", "_to_copy", "lift_fresh"):
+        if name in _RESHAPES:
             moved: Any = arguments[0].reshape(call.output.shape)
             self._note_division(first, call.output)
+        elif name == "cat":
+            moved = _concatenated(*arguments)
         else:
             moved = call.operator(*arguments, **call.kwargs)
         if name in ("split", "split_with_sizes", "unbind"):
@@ -158,49 +162,42 @@ class _Propagation:
             self._set(output, corner.expand(output.shape))
 
     def _reduced(self, call: Call) -> None:
-        labels = self._get(call.inputs[0])
-        given = call.args[1] if len(call.args) > 1 and not isinstance(call.args[1], Tensor) else call.kwargs.get("dim")
-        if call.name == "aten.linalg_vector_norm":
-            given = call.args[2] if len(call.args) > 2 else None
-        axes = [given] if isinstance(given, int) else list(given or range(labels.dim()))
         if len(call.inputs) > 1:  # the elementwise maximum of two tensors
             return self._pointwise(call)
+        labels = self._get(call.inputs[0])
+        axes = _reduced_axes(call, labels.dim())
         for axis in axes:
             labels = labels.narrow(axis, 0, 1) if _constant_along(labels, axis) else labels
-        if math.prod(labels.shape[axis] for axis in axes) > 1:
+        if any(labels.shape[axis] > 1 for axis in axes):
             labels = self._mixed(labels, axes)
         for output in call.outputs:
-            self._set(output, labels.reshape([n for a, n in enumerate(labels.shape) if _kept(a, axes, labels.dim())])
-                      .reshape(_squeezed(output.shape, labels, axes)).expand(output.shape))
+            kept = output.dim() == labels.dim()
+            self._set(output, labels if kept else labels.squeeze(axes))
 
-    def _mixed(self, labels: Tensor, axes: list[int]) -> Tensor:
+    def _mixed(self, labels: Tensor, axes: tuple[int, ...]) -> Tensor:
         """One new node that depends on all channels of the reduced axes."""
-        core, _ = _core([labels])
-        if any(s > 1 and a not in [x % labels.dim() for x in axes] and st for a, (s, st) in
-               enumerate(zip(labels.shape, labels.stride(), strict=True))):
+        core, varying = _core([labels])
+        if not set(varying) <= set(axes):
             self._fail("a reduction over some of the axes that hold channels")
-        parents = np.unique(core)
+        parents = np.unique(core[core != CONSTANT])
         node = self._new(1)
-        self.steps.append(Join(np.full(len(parents), node.item()), parents))
-        return node.reshape([1] * labels.dim()).expand([1 if a in [x % labels.dim() for x in axes] else n
-                                                        for a, n in enumerate(labels.shape)])
+        self.steps.append(Join(np.full(len(parents), int(node)), parents))
+        return node.expand([1 if a in axes else n for a, n in enumerate(labels.shape)])
 
     def _normalised(self, call: Call) -> None:
         x = call.args[0]
         labels = self._get(x)
-        last = call.name.endswith(("layer_norm", "rms_norm"))
+        over_last_axes = call.name.endswith(("layer_norm", "rms_norm"))
         if call.name.endswith("group_norm"):
             self._note_parts(x, int(call.args[6]))
         for parameter in call.inputs[1:]:
             if self._parameter(parameter) is None:
                 self._fail("a normalisation whose weights are computed")
             own = self._get(parameter)
-            if not last:
+            if not over_last_axes:
                 own = own.reshape(-1, *[1] * (x.dim() - 2))
             self._tie([labels, own.expand(x.shape)])
-        for k, output in enumerate(call.outputs):
-            fits = k == 0
-            self._set(output, labels if fits else torch.tensor(CONSTANT).expand(output.shape))
+        self._set(call.outputs[0], labels)  # the others, saved statistics, are never used
 
     def _pointwise(self, call: Call) -> None:
         shape = call.outputs[0].shape
@@ -249,7 +246,7 @@ class _Propagation:
     def _varies(self, labels: Tensor, axes: list[int]) -> bool:
         return all(labels.stride(a) != 0 or labels.shape[a] == 1 for a in axes)
 
-    # -- layers ---------------------------------------------------------------------------------------------------------
+    # -- layers ----------------------------------------------------------------------------------------------------------
 
     def _convolution(self, call: Call) -> None:
         x, weight, bias, _, _, _, transposed, _, groups = call.args
@@ -300,11 +297,10 @@ class _Propagation:
         )
         self.steps.append(step)
         self._couple(step)
-        out_axis = axis if kind == "linear" else axis
-        result = _along(torch.from_numpy(outputs), out_axis, call.output.shape)
+        made = torch.from_numpy(outputs)
         if bias is not None and self._parameter(bias) is not None:
-            self._tie([_along(torch.from_numpy(outputs), 0, outputs.shape), self._get(bias)])
-        self._set(call.output, result)
+            self._tie([made, self._get(bias)])
+        self._set(call.output, _along(made, axis, call.output.shape))
 
     def _couple(self, step: LayerCall) -> None:
         """A depthwise convolution's channels go with its inputs'; the uses of a shared layer go together."""
@@ -318,7 +314,7 @@ class _Propagation:
             both = np.stack([one, other], 1)
             self.ties.append(both[(both != CONSTANT).all(1)])
 
-    # -- helpers --------------------------------------------------------------------------------------------------------
+    # -- helpers ---------------------------------------------------------------------------------------------------------
 
     def _new(self, count: int) -> Tensor:
         self.size += count
@@ -355,7 +351,7 @@ class _Propagation:
         return bool((_core([labels])[0] == CONSTANT).all())
 
     def _belongs_to_parameters(self, labels: Tensor) -> bool:
-        first = int(labels.flatten()[0]) if labels.numel() else CONSTANT
+        first = int(labels[(0,) * labels.dim()]) if labels.numel() else CONSTANT
         return any(start <= first < end for start, end in self.of_parameter)
 
     def _note_parts(self, tensor: Tensor, parts: int) -> None:
@@ -400,12 +396,25 @@ def _constant_along(labels: Tensor, axis: int) -> bool:
 
 def _compact(labels: Tensor) -> Tensor:
     """The same labels, expanded (stride 0) along every axis where they do not vary."""
-    for axis, length in enumerate(labels.shape):
-        if length > 1 and labels.stride(axis) != 0:
-            first = labels.narrow(axis, 0, 1)
-            if torch.equal(labels, first.expand(labels.shape)):
-                labels = first.expand(labels.shape)
-    return labels
+    core = labels
+    for axis in (a for a in range(labels.dim()) if labels.stride(a) == 0):
+        core = core.narrow(axis, 0, min(1, core.shape[axis]))
+    for axis in reversed(range(labels.dim())):
+        first = core.narrow(axis, 0, min(1, core.shape[axis]))
+        if core.shape[axis] > 1 and torch.equal(core, first.expand(core.shape)):
+            core = first
+    return core.expand(labels.shape)
+
+
+def _concatenated(operands: list[Tensor], axis: int = 0) -> Tensor:
+    """`torch.cat` that leaves axes along which nothing varies as they are."""
+    still = [a for a in range(operands[0].dim()) if a != axis % operands[0].dim()]
+    still = [a for a in still if all(_constant_along(t, a) for t in operands)]
+    cut = operands
+    for a in still:
+        cut = [t.narrow(a, 0, min(1, t.shape[a])) for t in cut]
+    whole = torch.cat(cut, axis)
+    return whole.expand([operands[0].shape[a] if a in still else n for a, n in enumerate(whole.shape)])
 
 
 def _core(operands: list[Tensor], always: Sequence[int] = ()) -> tuple[np.ndarray, list[int]]:
@@ -414,9 +423,7 @@ def _core(operands: list[Tensor], always: Sequence[int] = ()) -> tuple[np.ndarra
     Returns the stacked remains [operands, ...] and the axes that were kept whole.
     """
     axes = [
-        a
-        for a in range(operands[0].dim())
-        if a in always or any(t.shape[a] > 1 and t.stride(a) != 0 for t in operands)
+        a for a in range(operands[0].dim()) if a in always or any(t.shape[a] > 1 and t.stride(a) != 0 for t in operands)
     ]
     cut = []
     for labels in operands:
@@ -432,13 +439,9 @@ def _restore(core: Tensor, axes: list[int], shape: Sequence[int]) -> Tensor:
     return core.reshape([n if a in axes else 1 for a, n in enumerate(shape)]).expand(tuple(shape))
 
 
-def _kept(axis: int, axes: list[int], dims: int) -> bool:
-    return axis not in [a % dims for a in axes]
-
-
-def _squeezed(shape: Sequence[int], labels: Tensor, axes: list[int]) -> list[int]:
-    """The shape of reduced labels that expands to `shape`, whether the reduced axes were kept as ones or dropped."""
-    rest = [n for a, n in enumerate(labels.shape) if _kept(a, axes, labels.dim())]
-    return list(rest) if len(shape) == len(rest) else [
-        n if _kept(a, axes, labels.dim()) else 1 for a, n in enumerate(labels.shape)
-    ]
+def _reduced_axes(call: Call, dims: int) -> tuple[int, ...]:
+    """The axes that a reduction runs over: one, several, or all."""
+    position = 2 if call.name == "aten.linalg_vector_norm" else 1
+    given = call.args[position] if len(call.args) > position else call.kwargs.get("dim")
+    axes = [given] if isinstance(given, int) else given or range(dims)
+    return tuple(axis % dims for axis in axes)

@@ -44,4 +44,6 @@ def import_timm() -> ModuleType:
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("this needs timm, which is not installed: pip install timm -c constraints.txt") from error
+        raise ModuleNotFoundError(
+            "this needs timm, which is not installed: pip install timm -c constraints.txt"
+        ) from error

@@ -110,9 +110,7 @@ class Connectivity:
         """The connections that a boolean matrix [out_channels, in_channels] switches on."""
         mask = np.asarray(mask)
         if mask.ndim != 2 or mask.dtype != np.bool_:
-            raise TypeError(
-                f"mask must be a boolean matrix [out_channels, in_channels], got {mask.dtype} {mask.shape}"
-            )
+            raise TypeError(f"mask must be a boolean matrix [out_channels, in_channels], got {mask.dtype} {mask.shape}")
         return cls.from_positions(mask.shape[1], mask.shape[0], np.flatnonzero(mask), groups=groups)
 
     @classmethod

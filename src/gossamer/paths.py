@@ -131,7 +131,7 @@ def _best(allowed: np.ndarray, load: np.ndarray) -> int | None:
 
 def _install(model: nn.Module, call: LayerCall, mask: np.ndarray) -> None:
     layer = model.get_submodule(call.name)
-    assert isinstance(layer, SparseConv2d) and call.connectivity is not None
+    assert isinstance(layer, SparseConv2d)
     old = layer.connectivity
     new = Connectivity.from_mask(mask, old.groups)
     if new != old:

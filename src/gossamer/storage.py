@@ -80,7 +80,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     for name, layer in replacements.items():
         if name:
             model.set_submodule(name, layer)
-    target = model if "" not in replacements else replacements[""]
+    target = replacements.get("", model)
     target.load_state_dict(state)
     return target
 
@@ -92,7 +92,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Con
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise ValueError(f"{path} was not written by gossamer.save")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         patterns = {}
         for name, entry in json.loads(metadata["patterns"]).items():
             prefix = f"{name}.".lstrip(".")

@@ -177,7 +177,9 @@ def _convolutions(model: nn.Module, exclude: tuple[str | type[nn.Module], ...]) 
             raise ValueError(f"cannot make {name!r} sparse: it shares its weight with {other!r}; exclude both")
         layers[name] = module
     if not layers:
-        raise ValueError("the model has no dense convolution left to make sparse (depthwise and excluded ones stay whole)")
+        raise ValueError(
+            "the model has no dense convolution left to make sparse (depthwise and excluded ones stay whole)"
+        )
     return layers
 
 
@@ -185,9 +187,7 @@ def _matches(expression: str, name: str) -> bool:
     return expression == name or re.fullmatch(expression, name) is not None
 
 
-def _allocate(
-    layers: dict[str, nn.Conv2d], density: float, allocation: str | Mapping[str, float]
-) -> dict[str, float]:
+def _allocate(layers: dict[str, nn.Conv2d], density: float, allocation: str | Mapping[str, float]) -> dict[str, float]:
     if isinstance(allocation, Mapping):
         densities = dict.fromkeys(layers, density)
         for expression, value in allocation.items():

@@ -23,7 +23,7 @@ def thin(model: nn.Module, multiplier: float, example_inputs: Inputs | None = No
     A layer of d channels keeps ceil(d * multiplier); with a `divisor` above 1, max(divisor, divisor * floor(d *
     multiplier / divisor)), which reproduces Table 1 with 8. Channels coupled by sums shrink together; the image's
     channels and the classes stay, and so do fully connected layers that only lead to the classifier. A grouped
-    convolution keeps its groups while each has a channel, a depthwise one stays depthwise. Weights are the leading ones of
+    convolution keeps its groups while each has two channels, a depthwise one stays depthwise. Weights are the leading ones of
     the model, scaled to the smaller fan-in, so that a fresh initialisation stays one. A sparse layer is drawn anew, at
     its density.
 
@@ -100,7 +100,9 @@ class _Plan:
         share = self.after / self.before
         size = float(share[self.atom[real]].sum()) + (len(nodes) - len(real))
         if abs(size - round(size)) > 1e-6:
-            raise ValueError(f"{what} would get {size:.2f} channels: its {len(nodes)} are cut in a way that does not fit")
+            raise ValueError(
+                f"{what} would get {size:.2f} channels: its {len(nodes)} are cut in a way that does not fit"
+            )
         return round(size)
 
     def kept(self, nodes: np.ndarray, what: str) -> np.ndarray:
@@ -140,9 +142,9 @@ class _Plan:
         if call.depthwise:
             return 0  # as many as inputs, once those are known
         width = len(call.inputs) // call.groups
-        if call.groups == 1 or fixed[self.atom[call.inputs]].any() or multiplier * width >= 1:
+        if call.groups == 1 or fixed[self.atom[call.inputs]].any() or multiplier * width > 1:
             return call.groups
-        return max(1, math.ceil(multiplier * len(call.inputs) - 1e-9))
+        return math.ceil(multiplier * len(call.inputs) / 2 - 1e-9)  # pairs: with one channel each it would be depthwise
 
     def _multiples(self, divided: bool) -> np.ndarray:
         multiples = np.ones(len(self.before), dtype=np.int64)

@@ -66,8 +66,7 @@ def trace(model: nn.Module, example_inputs: Inputs, training: bool = False) -> T
     modes = {module: module.training for module in model.modules()}
     with FakeTensorMode(allow_non_fake_inputs=True) as fakes, torch.no_grad():
         state: dict[str, Tensor] = {
-            name: fakes.from_tensor(tensor)
-            for name, tensor in (*model.named_parameters(), *model.named_buffers())
+            name: fakes.from_tensor(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
         device = next((t.device for t in state.values()), torch.device("cpu"))
         inputs = [

@@ -123,9 +123,9 @@ def _taps(kh: int, kw: int) -> Iterator[tuple[int, int]]:
     return ((y, x) for y in range(kh) for x in range(kw))
 
 
-def _reach(
-    y: int, x: int, oh: int, ow: int, stride: Sequence[int], dilation: Sequence[int]
-) -> tuple[slice, slice]:
+def _reach(y: int, x: int, oh: int, ow: int, stride: Sequence[int], dilation: Sequence[int]) -> tuple[slice, slice]:
     """The rows and columns of the padded input that tap (y, x) multiplies."""
     top, left = y * dilation[0], x * dilation[1]
-    return slice(top, top + (oh - 1) * stride[0] + 1, stride[0]), slice(left, left + (ow - 1) * stride[1] + 1, stride[1])
+    return slice(top, top + (oh - 1) * stride[0] + 1, stride[0]), slice(
+        left, left + (ow - 1) * stride[1] + 1, stride[1]
+    )

@@ -12,7 +12,7 @@ from gossamer.models.inception import InceptionV3
 from gossamer.models.small import CIFARNet, MNISTNet
 from gossamer.models.vgg import VGG16, VGG16n
 
-__all__ = ["CIFARNet", "InceptionV3", "MNISTNet", "VGG16", "VGG16n", "create", "names"]
+__all__ = ["VGG16", "CIFARNet", "InceptionV3", "MNISTNet", "VGG16n", "create", "names"]
 
 _OURS: dict[str, Callable[..., nn.Module]] = {
     "mnist": MNISTNet,

@@ -91,9 +91,7 @@ def _block_17(n: int, c: int) -> Concat:
     return Concat(
         _same(n, 192, 1),
         nn.Sequential(_same(n, c, 1), _same(c, c, 1, 7), _same(c, 192, 7, 1)),
-        nn.Sequential(
-            _same(n, c, 1), _same(c, c, 7, 1), _same(c, c, 1, 7), _same(c, c, 7, 1), _same(c, 192, 1, 7)
-        ),
+        nn.Sequential(_same(n, c, 1), _same(c, c, 7, 1), _same(c, c, 1, 7), _same(c, c, 7, 1), _same(c, 192, 1, 7)),
         _pooled(n, 192),
     )
 
@@ -101,7 +99,9 @@ def _block_17(n: int, c: int) -> Concat:
 def _reduce_17(n: int) -> Concat:
     return Concat(
         nn.Sequential(_same(n, 192, 1), ConvBNReLU(192, 320, 3, stride=2)),
-        nn.Sequential(_same(n, 192, 1), _same(192, 192, 1, 7), _same(192, 192, 7, 1), ConvBNReLU(192, 192, 3, stride=2)),
+        nn.Sequential(
+            _same(n, 192, 1), _same(192, 192, 1, 7), _same(192, 192, 7, 1), ConvBNReLU(192, 192, 3, stride=2)
+        ),
         nn.MaxPool2d(3, stride=2),
     )
 
