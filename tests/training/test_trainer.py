@@ -45,6 +45,7 @@ def test_a_sparse_network_learns_the_digits(
         {"optimizer": "adamw", "lr": 0.003, "momentum": 0.9},
         {"clip_norm": 1.0, "label_smoothing": 0.1, "schedule": "step"},
         {"amp": True},
+        {"amp": True, "density": 0.5},
         {"deterministic": True, "augment": "shift-flip"},
         {"width": 0.5, "density": 0.5, "pattern": "uniform"},
     ],

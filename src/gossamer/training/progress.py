@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -59,10 +58,9 @@ class Reporter:
             f"{record['images_per_s']:,.0f} images/s  {_clock(record['seconds'])}"
         )
 
-    @property
-    def say(self) -> Callable[[str], None]:
+    def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
-        return lambda text: self.console.print(text, markup=False)
+        self.console.print(text, markup=False)
 
 
 def _clock(seconds: float) -> str:
