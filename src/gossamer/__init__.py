@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from gossamer.accounting import Cost, count
     from gossamer.channels import ChannelGraph
     from gossamer.connectivity import Connectivity
+    from gossamer.growth import densify, rewire
     from gossamer.layers import SparseConv2d
     from gossamer.paths import dead_channels, repair
     from gossamer.storage import load, save
-    from gossamer.surgery import densify, sparsify, thin
+    from gossamer.surgery import sparsify, thin
+    from gossamer.training.growth import Growth
 
 __version__ = "0.1.0"
 
@@ -24,12 +26,14 @@ _HOME = {
     "ChannelGraph": "channels",
     "Connectivity": "connectivity",
     "Cost": "accounting",
+    "Growth": "training.growth",
     "SparseConv2d": "layers",
     "count": "accounting",
     "dead_channels": "paths",
-    "densify": "surgery",
+    "densify": "growth",
     "load": "storage",
     "repair": "paths",
+    "rewire": "growth",
     "save": "storage",
     "sparsify": "surgery",
     "thin": "surgery",
@@ -40,6 +44,7 @@ __all__ = [
     "ChannelGraph",
     "Connectivity",
     "Cost",
+    "Growth",
     "SparseConv2d",
     "count",
     "dead_channels",
@@ -47,6 +52,7 @@ __all__ = [
     "load",
     "models",
     "repair",
+    "rewire",
     "save",
     "sparsify",
     "thin",

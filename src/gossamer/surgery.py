@@ -1,4 +1,4 @@
-"""From a dense network to a sparse one (section 3.2), and denser again while it trains (section 3.2.1)."""
+"""From a dense network to a sparse one (section 3.2)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from gossamer._rng import derive
 from gossamer.connectivity import Connectivity, check_density
 from gossamer.layers import SparseConv2d
-from gossamer.paths import extend
 from gossamer.thinning import thin
 
-__all__ = ["Sparsified", "densify", "sparsify", "thin"]
+__all__ = ["Sparsified", "sparsify", "thin"]
 
 
 @dataclass(frozen=True)
@@ -93,60 +91,6 @@ def sparsify(
         patterns,
     )
     return model
-
-
-def densify(
-    model: nn.Module,
-    *,
-    density: float | None = None,
-    factor: float | None = None,
-    optimizer: Optimizer | None = None,
-    init: str = "zero",
-) -> nn.Module:
-    """Grow every sparse layer in place, to `density` or by `factor` (at most to 1), keeping what it has learnt.
-
-    Old connections keep their kernels, and `optimizer` its state for them; new ones start at `init`: "zero", or "random"
-    within 1 / sqrt(fan-in), with fresh optimizer state. Parameter objects stay the same. Returns the model. Raises
-    ValueError for a density below the present one, and for a model without sparse layers.
-    """
-    if (density is None) == (factor is None):
-        raise ValueError("densify takes either density= or factor=")
-    if init not in ("zero", "random"):
-        raise ValueError(f'init must be "zero" or "random", got {init!r}')
-    if factor is not None and not factor >= 1:
-        raise ValueError(f"factor must be at least 1, got {factor!r}")
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseConv2d)}
-    if not layers:
-        raise ValueError("the model has no sparse layers to grow: sparsify it first")
-    grown = {}
-    for name, layer in layers.items():
-        c = layer.connectivity
-        try:
-            grown[name] = c.grow(density if density is not None else min(1.0, c.density * (factor or 1)))
-        except ValueError as error:
-            raise ValueError(f"layer {name!r}: {error}") from None
-    for name, layer in layers.items():
-        _install(layer, grown[name], optimizer, init)
-    return model
-
-
-def _install(layer: SparseConv2d, new: Connectivity, optimizer: Optimizer | None, init: str) -> None:
-    old = layer.connectivity
-    if new == old:
-        return
-    shape = layer.weight.shape
-    weight = extend(layer.weight.detach(), old, new)
-    if init == "random":
-        fresh = torch.ones(new.connections, dtype=torch.bool, device=weight.device)
-        fresh[torch.from_numpy(np.searchsorted(new.positions, old.positions)).to(weight.device)] = False
-        bound = torch.from_numpy((new.fan_in[new.rows] * shape[1] * shape[2]) ** -0.5).to(weight)[:, None, None]
-        weight = torch.where(fresh[:, None, None], torch.empty_like(weight).uniform_(-1, 1) * bound, weight)
-    layer.replace_connectivity(new, weight)
-    layer.weight.grad = None
-    state = optimizer.state.get(layer.weight, {}) if optimizer is not None else {}
-    for key, value in state.items():
-        if isinstance(value, torch.Tensor) and value.shape == shape:
-            state[key] = extend(value, old, new)
 
 
 # -- which layers, and how dense ---------------------------------------------------------------------------------------
@@ -234,9 +178,6 @@ def _rescale(layer: SparseConv2d, c: Connectivity) -> None:
 def _replace(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> None:
     """Put each new layer wherever the old one stands: a shared layer stands in several places."""
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if child in made:
-                setattr(parent, name, made[child])
-        for name, child in list(parent._modules.items()):  # named_children lists a layer once, however often it stands
+        for name, child in list(parent._modules.items()):
             if child is not None and child in made:
                 parent._modules[name] = made[child]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gossamer.connectivity import check_density
-from gossamer.growth import DenseGradients, densify, sparse_layers
+from gossamer.growth import DenseGradients, grow, sparse_layers
 from gossamer.transplant import Init
 
 Schedule = Callable[[int], float]
@@ -111,10 +111,10 @@ class Growth:
             return False
         if gradients is not None:
             gradients.close()
-        before = self._connections()
-        densify(self.model, density=self.density, optimizer=self.optimizer, init=self.init, gradients=gradients)
+        layers = sparse_layers(self.model)
+        grown = grow(layers, [self.density] * len(layers), self.optimizer, self.init, gradients)
         self._watch()
-        return self._connections() > before
+        return grown
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps}
@@ -134,8 +134,7 @@ class Growth:
         density = self.schedule(step)
         check_density(density, f"the growth schedule's density after {step} steps")
         if step and density < (before := self.schedule(step - 1)):
-            raise ValueError(f"the growth schedule falls from {before:g} to {density:g} after {step} steps; it may only rise")
+            raise ValueError(
+                f"the growth schedule falls from {before:g} to {density:g} after {step} steps; it may only rise"
+            )
         return density
-
-    def _connections(self) -> int:
-        return sum(len(layer.indices) for layer in sparse_layers(self.model).values())
