@@ -116,7 +116,7 @@ def _pair(rows: np.ndarray, columns: np.ndarray, taken: np.ndarray, seed: int) -
     return on
 
 
-def _augment(on: np.ndarray, taken: np.ndarray, missing: np.ndarray, start: int) -> bool:
+def _augment(on: np.ndarray, taken: np.ndarray, missing: np.ndarray, start: int | np.integer) -> bool:
     """One more place for row `start`, moving others along a shortest alternating path to a column with one `missing`."""
     came_from_row = np.full(on.shape[1], -1)
     came_from_column = np.full(on.shape[0], -1)

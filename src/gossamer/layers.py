@@ -71,9 +71,10 @@ class SparseConv2d(nn.Module):
         self._own_padding, self._before = _split_padding(
             self.padding, padding_mode, self.kernel_size, self.stride, self.dilation
         )
-        factory = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(connectivity.connections, *self.kernel_size, **factory))
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_channels, **factory)) if bias else None)
+        kernels_shape = (connectivity.connections, *self.kernel_size)
+        self.weight = nn.Parameter(torch.empty(kernels_shape, device=device, dtype=dtype))
+        free = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", free)
         self.register_buffer("indptr", torch.tensor(connectivity.indptr, device=device))
         self.register_buffer("indices", torch.tensor(connectivity.indices, device=device))
         self._drawn = (connectivity.pattern, connectivity.seed, connectivity.repaired)
@@ -174,7 +175,7 @@ class SparseConv2d(nn.Module):
             self.dilation,
             self.groups,
             self.bias is not None,
-            self.padding_mode,
+            self.padding_mode,  # type: ignore[arg-type]
             self.weight.device,
             self.weight.dtype,
         )
@@ -205,9 +206,8 @@ class SparseConv2d(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take over the pattern in the state dict before PyTorch compares shapes."""
-        entries = [state.get(prefix + name) for name in ("indptr", "indices", "weight")]
-        if all(isinstance(entry, Tensor) for entry in entries):
-            indptr, indices, weight = entries
+        indptr, indices, weight = (state.get(prefix + name) for name in ("indptr", "indices", "weight"))
+        if isinstance(indptr, Tensor) and isinstance(indices, Tensor) and isinstance(weight, Tensor):
             try:
                 pattern = Connectivity(
                     self.in_channels,

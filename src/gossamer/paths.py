@@ -120,7 +120,7 @@ def _use(model: nn.Module, example_inputs: Inputs) -> int:
     return added
 
 
-def _same_group(c: Connectivity, output: int) -> np.ndarray:
+def _same_group(c: Connectivity, output: int | np.integer) -> np.ndarray:
     """The inputs that an output may listen to, boolean."""
     return np.arange(c.in_channels) // (c.in_channels // c.groups) == output // (c.out_channels // c.groups)
 

@@ -248,7 +248,7 @@ def _shrink_parameter(model: nn.Module, name: str, nodes: np.ndarray, plan: _Pla
         if isinstance(getattr(owner, attribute, None), int):
             setattr(owner, attribute, size)
     if isinstance(getattr(owner, "normalized_shape", None), tuple):
-        owner.normalized_shape = tuple(tensor.shape)
+        setattr(owner, "normalized_shape", tuple(tensor.shape))  # noqa: B010 - nn.Module types it as a tensor
 
 
 def _verify(small: nn.Module, plan: _Plan, example_inputs: Inputs, training: bool) -> None:

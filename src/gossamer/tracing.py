@@ -119,7 +119,7 @@ def _named(model: nn.Module, stack: list[str]) -> Iterator[None]:
 
 
 def _shapes(example_inputs: Inputs) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    given = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
+    given: list[Any] = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
     if given and all(isinstance(t, Tensor) for t in given):
         return [(tuple(t.shape), t.dtype) for t in given]
     if given and all(isinstance(n, int) and n > 0 for n in given):

@@ -17,12 +17,12 @@ def dense_conv2d(
     input: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
     """Algorithm 1, the naive dense convolution: weight [o, c, kh, kw]."""
-    outputs: list[Tensor | None] = [None] * weight.shape[0]
+    height, width = output_size(input.shape, weight.shape[2:], stride, padding, dilation)
+    output = [input.new_zeros(input.shape[0], height, width) for _ in range(weight.shape[0])]
     for i in range(weight.shape[1]):
         for o in range(weight.shape[0]):
-            plane = _convolve(input[:, i], weight[o, i], stride, padding, dilation)
-            outputs[o] = plane if outputs[o] is None else outputs[o] + plane
-    return torch.stack([o for o in outputs if o is not None], dim=1)
+            output[o] = output[o] + _convolve(input[:, i], weight[o, i], stride, padding, dilation)
+    return torch.stack(output, dim=1)
 
 
 def sparse_conv2d(
