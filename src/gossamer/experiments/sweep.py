@@ -190,9 +190,10 @@ def _claim(folder: Path, base: TrainConfig, paper: str | None) -> None:
     """Write the sweep's settings into the folder, or check that they are those already there."""
     ours = base.to_dict()
     there = settings_of(folder)["settings"]
-    differ = [key for key in ours if there and key not in FREE_FIELDS and there.get(key) != ours[key]]
+    theirs = TrainConfig().to_dict() | there  # a version that did not know a field did what its default does
+    differ = [key for key in ours if there and key not in FREE_FIELDS and theirs[key] != ours[key]]
     if differ:
-        pairs = ", ".join(f"{key}={there.get(key)} there and {ours[key]} now" for key in differ)
+        pairs = ", ".join(f"{key}={theirs[key]} there and {ours[key]} now" for key in differ)
         raise ValueError(f"{folder} holds a sweep with other settings ({pairs}); give another --out")
     if not there:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from gossamer.layers import SparseConv2d
 from gossamer.surgery import sparsify, thin
 from gossamer.training.config import TrainConfig
 from gossamer.training.first_layer import drop_filters
+from gossamer.training.growth import Doubling, Growth, Ramp, Schedule
 
 
 def load_data(config: TrainConfig) -> data.DataSet:
@@ -31,10 +32,11 @@ def build_model(config: TrainConfig, description: data.Description) -> nn.Module
     model = models.create(config.model, num_classes=description.num_classes, in_channels=channels, image_size=size)
     if config.width < 1:
         model = thin(model, config.width, description.image_shape, divisor=config.divisor)
-    if config.density < 1:
-        model = sparsify(model, config.density, seed=config.seed, pattern=config.pattern, allocation=config.allocation)
+    density = config.density if config.grow_from is None else config.grow_from
+    if density < 1:
+        model = sparsify(model, density, seed=config.seed, pattern=config.pattern, allocation=config.allocation)
         if config.first_layer == "sqrt":
-            drop_filters(model, config.density, description.image_shape, config.seed)
+            drop_filters(model, density, description.image_shape, config.seed)
     return model
 
 
@@ -46,6 +48,19 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def make_growth(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Growth | None:
+    """What makes the network denser in a run of so many steps; None when it keeps its density."""
+    if config.grow_from is None:
+        return None
+    schedule: Schedule
+    if config.grow_schedule == "factor":
+        schedule = Doubling(config.grow_from, config.grow_every, config.grow_factor, config.density)
+    else:
+        steps = max(1, round(config.grow_until * steps))
+        schedule = Ramp(config.grow_from, steps, config.grow_every, config.density, config.grow_schedule)
+    return Growth(model, optimizer, schedule, init=config.grow_init, by=config.grow_by)
 
 
 def density(model: nn.Module) -> float:

@@ -40,6 +40,21 @@ class TrainConfig:
     first_layer: Literal["keep", "sqrt"] = "keep"
     """Filters of a layer with one input channel: keep all, or the square root of the density (paper, 5.2.1)."""
 
+    grow_from: float | None = None
+    """Start at this density and grow to `density` while training (paper, 3.2.1); default: no growth."""
+    grow_every: int = 500
+    """Steps between growths."""
+    grow_factor: float = 2.0
+    """Growth by factor: how many times as many connections there are after each growth."""
+    grow_schedule: Literal["factor", "linear", "cosine", "cubic"] = "factor"
+    """Course of the density: by a factor each time (the paper), or along a line, a cosine or a cubic that falls flat."""
+    grow_until: float = 0.5
+    """Linear, cosine and cubic growth: the share of the run after which `density` is reached."""
+    grow_by: Literal["random", "gradient"] = "random"
+    """New connections: random ones, or those with the largest gradient (RigL)."""
+    grow_init: Literal["zero", "random"] = "zero"
+    """Kernels of new connections: zero, so that growth changes no output, or random."""
+
     epochs: int = 10
     """Passes over the training set."""
     batch_size: int = 128
@@ -85,6 +100,15 @@ class TrainConfig:
         _between(self.epochs, "epochs", 0)
         _between(self.divisor, "divisor", 0)
         _between(self.lr, "lr", 0)
+        if self.grow_from is not None:
+            _between(self.grow_from, "grow_from", 0, 1)
+            if self.grow_from >= self.density:
+                raise ValueError(
+                    f"grow_from is {self.grow_from}; it must be below {self.density:g}, the density it grows to"
+                )
+        _between(self.grow_every, "grow_every", 0)
+        _between(self.grow_factor, "grow_factor", 1)
+        _between(self.grow_until, "grow_until", 0, 1)
         for name in ("weight_decay", "warmup_epochs", "workers", "checkpoint_steps"):
             _between(getattr(self, name), name, 0, closed=True)
         if not 0 <= self.momentum < 1:

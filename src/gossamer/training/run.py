@@ -74,6 +74,7 @@ class Run:
         self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.parallel = self.team.wrap(self.model)
         self.optimizer = build.make_optimizer(config, self.model)
+        self.growth = build.make_growth(config, self.model, self.optimizer, self.total_steps)
         self.half = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp and self.half == torch.float16)
 
@@ -101,6 +102,8 @@ class Run:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.growth is not None and self.growth.step():
+            self.parallel = self.team.wrap(self.model)
         self._account(loss.item(), int((outputs.argmax(1) == labels).sum()), len(labels), began)
 
     def _account(self, loss: float, correct: int, images: int, began: float) -> None:
@@ -164,6 +167,8 @@ class Run:
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         self.totals = Totals(**state["totals"])
+        if self.growth is not None:
+            self.growth.load_state_dict({"steps": self.step})
 
     @property
     def checkpoint_due(self) -> bool:
