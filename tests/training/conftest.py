@@ -43,7 +43,12 @@ def start() -> Start:
         script.write_text(TRAIN)
         arguments = json.dumps([config.to_dict(), str(out), resume])
         python_path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-        environment: dict[str, Any] = {**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
+        environment: dict[str, Any] = {
+            **os.environ,
+            "PYTHONPATH": python_path,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "error",
+        }
         return subprocess.Popen(
             [sys.executable, *prefix, str(script), arguments],
             env=environment,

@@ -62,7 +62,7 @@ def test_signal_ends_after_the_step_with_a_checkpoint(tmp_path: Path, long: Trai
 
     long = replace(long, epochs=3, checkpoint_steps=0)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match=r"stopped after step 18; .*run can be resumed \(--resume\)"):
+    with pytest.raises(Interrupted, match=r"run is saved at step 18 of 33 and can be resumed \(--resume\)"):
         train(long, tmp_path / "run", progress=False, after_step=press)
     assert signal.getsignal(signal.SIGINT) is before
     assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["step"] == 18

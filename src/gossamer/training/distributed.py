@@ -37,7 +37,7 @@ class Team:
         if self.share.world == 1:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(model, device_ids=devices)
 
     def sum(self, *values: float) -> list[float]:
         """Each value added up over the processes."""

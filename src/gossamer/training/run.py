@@ -28,7 +28,7 @@ from gossamer.training.folder import RunFolder
 from gossamer.training.interrupt import Interrupted
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(FloatingPointError):
     """The loss or the weights are no numbers any more. The text names the step and the last good checkpoint."""
 
 
@@ -145,7 +145,8 @@ class Run:
         if self.team.leads:
             checkpoint.save(self.folder.checkpoint, self.state())
         if stopping:
-            raise Interrupted(f"stopped after step {self.step}; {self.folder.path} can be resumed (--resume)")
+            where = f"step {self.step} of {self.total_steps}"
+            raise Interrupted(f"{self.folder.path} is saved at {where} and can be resumed (--resume)")
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
