@@ -49,7 +49,10 @@ class Totals:
 
 @dataclass
 class Run:
-    """A network in training. `step` counts optimizer steps done; `seconds` is the time they took (no evaluation)."""
+    """A network in training. `step` counts optimizer steps done; `seconds` is the time they took (no evaluation).
+
+    `cpu_seconds` is what this process computed in that time, which other programs on the machine do not lengthen.
+    """
 
     config: TrainConfig
     dataset: data.DataSet
@@ -57,6 +60,7 @@ class Run:
     folder: RunFolder
     step: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
 
@@ -85,7 +89,7 @@ class Run:
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One optimizer step on this process's part of a batch. Raises DivergenceError when the loss is no number."""
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         rate = learning_rate(self.config, self.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -105,6 +109,7 @@ class Run:
         if self.growth is not None and self.growth.step():
             self.parallel = self.team.wrap(self.model)
         self._account(loss.item(), int((outputs.argmax(1) == labels).sum()), len(labels), began)
+        self.cpu_seconds += time.process_time() - began_cpu
 
     def _account(self, loss: float, correct: int, images: int, began: float) -> None:
         loss, right, seen = self.team.sum(loss * images, correct, images)
@@ -153,6 +158,7 @@ class Run:
         return {
             "step": self.step,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "totals": asdict(self.totals),
             "history": self.history,
             "model": self.model.state_dict(),
@@ -167,6 +173,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.cpu_seconds = state["cpu_seconds"]
         self.totals = Totals(**state["totals"])
         if self.growth is not None:
             self.growth.load_state_dict({"steps": self.step})
