@@ -113,7 +113,7 @@ def test_a_browser_shows_plots_and_table_without_errors(
         force=True
     )
     page.wait_for_selector(".hoverlayer .hovertext")
-    assert "params" in page.locator(".hoverlayer .hovertext").first.inner_text()
+    assert "params" in page.locator(".hoverlayer .hovertext").first.text_content()
     page.screenshot(path=tmp_path / "report.png", full_page=True)
     assert (tmp_path / "report.png").stat().st_size > 50_000
     assert said == []
