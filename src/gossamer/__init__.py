@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gossamer import models
+    from gossamer import models, symmetry
     from gossamer.accounting import Cost, count
     from gossamer.channels import ChannelGraph
     from gossamer.connectivity import Connectivity
@@ -38,7 +38,7 @@ _HOME = {
     "sparsify": "surgery",
     "thin": "surgery",
 }
-_MODULES = ("models",)
+_MODULES = ("models", "symmetry")
 
 __all__ = [
     "ChannelGraph",
@@ -55,6 +55,7 @@ __all__ = [
     "rewire",
     "save",
     "sparsify",
+    "symmetry",
     "thin",
 ]
 
