@@ -48,6 +48,9 @@ GS_INLINE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 GS_INLINE vec load_first(const float* p, int count) {
     return _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1u), p);
 }
+GS_INLINE vec load_between(const float* p, int first, int last) {  // zero outside; p[i] is touched for first <= i < last
+    return _mm512_maskz_loadu_ps((__mmask16)((1u << last) - (1u << first)), p);
+}
 GS_INLINE void store_first(float* p, vec a, int count) {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1u), a);
 }
@@ -141,6 +144,14 @@ GS_INLINE vec pin(vec a) {
     return a;
 }
 GS_INLINE void pin(const float*& p) { __asm__("" : "+r"(p)); }
+
+#if !defined(__AVX512F__)
+GS_INLINE vec load_between(const float* p, int first, int last) {  // zero outside; p[i] is touched for first <= i < last
+    float t[kLanes];
+    for (int i = 0; i < kLanes; i++) t[i] = i >= first && i < last ? p[i] : 0.0f;
+    return load(t);
+}
+#endif
 
 // Transposes the kLanes x kLanes matrix whose rows are r[0..kLanes).
 #if defined(__AVX512F__)

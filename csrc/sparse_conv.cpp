@@ -116,6 +116,20 @@ GS_INLINE void copy(float* to, const float* from, i64 count) {
     if (i < count) store_first(to + i, load_first(from + i, (int)(count - i)), (int)(count - i));
 }
 
+// to[0..length) = from, zero outside [first, last).
+GS_INLINE void copy_row(float* to, i64 length, const float* from, i64 first, i64 last) {
+    i64 q = 0;
+    for (; q < length; q += kLanes) {
+        const bool inside = q >= first && q + kLanes <= last;
+        const vec v = inside ? load(from + q)
+                             : load_between(from + q, (int)most(0, least(kLanes, first - q)), (int)most(0, least(kLanes, last - q)));
+        if (q + kLanes <= length)
+            store(to + q, v);
+        else
+            store_first(to + q, v, (int)(length - q));
+    }
+}
+
 // Copies one source plane; position row 0 is grid row y0.
 void copy_plane(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 height, i64 width, i64 y0, float* to) {
     float* const end = to + l.plane;
@@ -130,10 +144,12 @@ void copy_plane(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 h
                 const i64 first = least(l.cols, x0 >= 0 ? 0 : divide_up(-x0, step_x));
                 const i64 last = most(first, least(l.cols, x0 >= width ? 0 : divide_up(width - x0, step_x)));
                 const float* from = src + y * width + x0;
+                if (step_x == 1) {
+                    copy_row(to, l.cols, from, first, last);
+                    continue;
+                }
                 for (i64 q = 0; q < first; q++) to[q] = 0;
-                if (step_x == 1)
-                    copy(to + first, from + first, last - first);
-                else if (step_x == 2)
+                if (step_x == 2)
                     for (i64 q = first; q < last; q++) to[q] = from[2 * q];
                 else
                     for (i64 q = first; q < last; q++) to[q] = from[q * step_x];
@@ -321,13 +337,14 @@ struct Plan {
     i64 flat;            // floats of one row of positions or, in the flat shape, of a whole band
     bool whole;          // rows follow each other without a gap, in source and destination
     i64 block;           // destination planes computed before they are stored (batch shape)
-    i64 tile_rows, tile_vectors;
+    bool by_position;    // batch shape: each position has its own list of taps, those that fall inside the image
 };
 
 struct GatherRun {
     const Gather* g;
     const Plan* plan;
-    const i64 *offset, *tap_weight;
+    const i64 *offset, *tap_weight;  // [columns], [columns * column]; by position: [positions][columns]
+    const i64* taps;                 // by position: [positions], how many
     float* work;          // [private ? threads : 1][planes]
     i64 work_floats;
     float* temporary;     // [threads][temporary_floats]
@@ -346,7 +363,14 @@ void bounds(const int32_t* values, i64 count, i64 extra, i64* lo, i64* hi) {
     *hi += extra;
 }
 
-Plan make_plan(const Gather& g, int threads) {
+// How many of `count` positions a tap at `offset` finds inside [0, size).
+i64 count_inside(i64 count, i64 step, i64 offset, i64 size) {
+    i64 inside = 0;
+    for (i64 i = 0; i < count; i++) inside += i * step + offset >= 0 && i * step + offset < size;
+    return inside;
+}
+
+Plan make_plan(const Gather& g, int threads, bool positions_apart) {
     Plan p;
     i64 row_lo, row_hi, col_lo, col_hi;
     bounds(g.tap_row, g.columns, g.column - 1, &row_lo, &row_hi);
@@ -356,16 +380,30 @@ Plan make_plan(const Gather& g, int threads) {
     p.group = 1;
     if (g.batch * 2 >= kLanes && g.cols <= 8 && g.cols * 16 < lanes * 13) {
         p.shape = kBatch;
-        p.group = least(64, round_up(g.batch, kLanes));
-        while (p.group > kLanes) {
+        // as few image groups as fill the lanes and keep the planes in the cache, and at least one for each thread
+        i64 groups = most(divide_up(g.batch, 128), least(threads, divide_up(g.batch, kLanes)));
+        for (;; groups++) {
+            p.group = round_up(divide_up(g.batch, groups), kLanes);
             const Layout l = make_layout(g.rows, g.cols, g.step_y, g.step_x, row_lo, row_hi, col_lo, col_hi, g.width, p.group, kUnshared);
-            if (l.plane * g.channels <= 2 * kCacheFloats && (g.batch >= p.group * threads)) break;
-            p.group = round_up(p.group / 2, kLanes);
+            if (p.group == kLanes || l.plane * g.channels <= 2 * kCacheFloats) break;
+        }
+    }
+    p.by_position = false;
+    if (p.shape == kBatch) {  // worth it when many taps fall outside, and affordable when the map is small
+        i64 inside = 0;
+        const i64 positions = g.rows * g.cols, taps = g.column * g.columns;
+        if (positions_apart && positions <= 64 && positions * taps <= 16384) {
+            for (i64 j = 0; j < g.columns; j++)
+                for (i64 i = 0; i < g.column; i++)
+                    inside += count_inside(g.rows, g.step_y, g.tap_row[j] + i, g.height) * count_inside(g.cols, g.step_x, g.tap_col[j], g.width);
+            p.by_position = inside * 4 < positions * taps * 3;
         }
     }
     const Fit fit = p.shape == kRows ? kVectorRows : p.shape == kFlat ? kTight : kUnshared;
     p.band = g.rows;
-    for (;;) {
+    if (p.by_position) {  // the source as it is: no padding, no phases
+        p.layout = make_layout(g.height, g.width, 1, 1, 0, 0, 0, 0, g.width, p.group, kUnshared);
+    } else for (;;) {
         p.layout = make_layout(p.band, g.cols, g.step_y, g.step_x, row_lo, row_hi, col_lo, col_hi, g.width,
                                p.shape == kBatch ? p.group : 1, fit);
         if (p.band <= kMaxRows || p.layout.plane * g.channels <= kCacheFloats) break;
@@ -455,6 +493,19 @@ void gather_plane(const GatherRun& run, const float* planes, i64 o, i64 rows, fl
             }
         return;
     }
+    if (p.by_position) {
+        const i64 vectors = l.inner / kLanes;
+        for (i64 at = 0; at < rows * g.cols; at++) {
+            t.columns = (int)run.taps[at];
+            t.offset = run.offset + at * g.columns;
+            t.tap_weight = run.tap_weight + at * g.columns;
+            t.planes = planes;
+            t.to = to + at * l.inner;
+            t.count = l.inner;
+            find_tile(1, 1, 1, (int)vectors)(t);
+        }
+        return;
+    }
     const bool whole = p.shape == kFlat || l.cols == g.cols;
     const i64 length = whole ? (rows - 1) * l.pitch + g.cols * l.inner : g.cols * l.inner;
     const i64 vectors = divide_up(length, kLanes), wide = divide_up(vectors, divide_up(vectors, kMaxFlat));
@@ -499,7 +550,7 @@ void gather_copy(const GatherRun& run, float* planes, i64 task, i64 c0, i64 c1) 
     const i64 n0 = task / p.bands * p.group, y0 = task % p.bands * p.band;
     const float* src = g.src + n0 * g.channels * g.height * g.width;
     if (p.shape == kBatch) {
-        copy_batch(p.layout, g.step_y, g.step_x, src, least(p.group, g.batch - n0), g.channels, g.height, g.width, y0, c0, c1, planes);
+        copy_batch(p.layout, p.by_position ? 1 : g.step_y, p.by_position ? 1 : g.step_x, src, least(p.group, g.batch - n0), g.channels, g.height, g.width, y0, c0, c1, planes);
         return;
     }
     for (i64 c = c0; c < c1; c++)
@@ -535,27 +586,51 @@ void gather_thread(void* argument, int thread, int threads) {
     }
 }
 
+// For each position the taps that fall inside the image.
+void list_taps(const Gather& g, const Layout& l, i64* offset, i64* tap_weight, i64* taps) {
+    for (i64 y = 0; y < g.rows; y++)
+        for (i64 x = 0; x < g.cols; x++, offset += g.columns, tap_weight += g.columns, taps++) {
+            *taps = 0;
+            for (int j = 0; j < g.columns; j++) {
+                const i64 sy = y * g.step_y + g.tap_row[j], sx = x * g.step_x + g.tap_col[j];
+                if (sy < 0 || sy >= g.height || sx < 0 || sx >= g.width) continue;
+                offset[*taps] = sy * l.pitch + sx * l.inner;
+                tap_weight[(*taps)++] = g.tap_weight[j];
+            }
+        }
+}
+
 i64 gather_scratch(const Gather& g, const Plan& p, int threads, GatherRun* run) {
     run->g = &g;
     run->plan = &p;
     run->tasks = p.groups * p.bands;
     run->alone = threads == 1 || run->tasks % threads == 0 || run->tasks >= 4 * threads;
     run->work_floats = p.layout.plane * g.channels + kSlack;
-    run->temporary_floats = round_up(p.block * p.band * (p.layout.pitch + round_up(g.cols, kLanes)) + kSlack, kLanes);
-    return (run->alone ? threads : 1) * run->work_floats + threads * run->temporary_floats + 2 * run->tasks + 2 * g.columns * (1 + g.column) + 2 * kLanes;
+    run->temporary_floats = round_up(p.block * p.band * most(p.layout.pitch, round_up(g.cols, kLanes) * p.layout.inner) + kSlack, kLanes);
+    const i64 lists = p.by_position ? g.rows * g.cols : 1;
+    return (run->alone ? threads : 1) * run->work_floats + threads * run->temporary_floats + 2 * run->tasks +
+           2 * lists * (g.columns * (1 + g.column) + 1) + 2 * kLanes;
 }
 
 void gather(const Gather& g, const Plan& p, int threads, GatherRun* run, float* memory) {
     run->work = memory;
     run->temporary = run->work + (run->alone ? threads : 1) * run->work_floats;
     run->counters = reinterpret_cast<i64*>(run->temporary + threads * run->temporary_floats);
-    i64* offset = run->counters + run->tasks;
     for (i64 i = 0; i < run->tasks; i++) run->counters[i] = 0;
-    for (int j = 0; j < g.columns; j++) offset[j] = tap_offset(p.layout, g.step_y, g.step_x, g.tap_row[j], g.tap_col[j]);
-    i64* tap_weight = offset + g.columns;
-    for (int j = 0; j < g.columns * g.column; j++) tap_weight[j] = g.tap_weight[j];
+    i64* offset = run->counters + run->tasks;
+    const i64 lists = p.by_position ? g.rows * g.cols : 1;
+    i64* tap_weight = offset + lists * g.columns;
+    i64* taps = tap_weight + lists * g.columns * g.column;
+    if (p.by_position)
+        list_taps(g, p.layout, offset, tap_weight, taps);
+    else
+        for (int j = 0; j < g.columns; j++) {
+            offset[j] = tap_offset(p.layout, g.step_y, g.step_x, g.tap_row[j], g.tap_col[j]);
+            for (int i = 0; i < g.column; i++) tap_weight[j * g.column + i] = g.tap_weight[j * g.column + i];
+        }
     run->offset = offset;
     run->tap_weight = tap_weight;
+    run->taps = taps;
     parallel(threads, gather_thread, run);
 }
 
@@ -688,7 +763,7 @@ int forward(const gossamer_conv& c, const float* input, const float* weight, con
         g.tap_col = g.tap_row + g.kernel;
         g.tap_weight = g.tap_col + g.kernel;
         forward_taps(c, forward_joined(c), &g);
-        p = make_plan(g, threads);
+        p = make_plan(g, threads, true);
         if (p.shape != kRows) {
             forward_taps(c, false, &g);
         }
@@ -725,7 +800,7 @@ int input_grad(const gossamer_conv& c, const float* grad_output, const float* we
                 g.tap_col = g.tap_row + kernel;
                 g.tap_weight = g.tap_col + kernel;
                 input_grad_taps(c, y, x, true, list, &g);
-                Plan p = make_plan(g, threads);
+                Plan p = make_plan(g, threads, true);
                 if (p.shape != kRows) input_grad_taps(c, y, x, false, list, &g);
                 GatherRun run;
                 floats = most(floats, gather_scratch(g, p, threads, &run));
@@ -760,8 +835,8 @@ struct WeightGrad {
 struct Dot {
     const float *x, *g;     // planes of the first image
     i64 x_image, g_image;   // floats to the next image's planes
-    i64 images, length;     // length of a plane in floats (flat), a multiple of kLanes
-    i64 rows, cols, pitch;  // positions (rows)
+    i64 images, rows, cols; // rows of `cols` floats
+    i64 pitch, g_pitch;     // floats from row to row
     const i64* offset;
     float* sums;            // [taps]
 };
@@ -771,14 +846,17 @@ void dot_flat(const Dot& d) {
     vec acc[T];
 #pragma GCC unroll 16
     for (int t = 0; t < T; t++) acc[t] = zero();
+    i64 offset[T];
+    for (int t = 0; t < T; t++) offset[t] = d.offset[t];
     for (i64 n = 0; n < d.images; n++) {
         const float* x = d.x + n * d.x_image;
         const float* g = d.g + n * d.g_image;
-        for (i64 i = 0; i < d.length; i += kLanes) {
-            const vec gv = load(g + i);
+        for (i64 r = 0; r < d.rows; r++, x += d.pitch, g += d.g_pitch)
+            for (i64 i = 0; i < d.cols; i += kLanes) {
+                const vec gv = i + kLanes <= d.cols ? load(g + i) : load_first(g + i, (int)(d.cols - i));
 #pragma GCC unroll 16
-            for (int t = 0; t < T; t++) acc[t] = fma(gv, load(x + d.offset[t] + i), acc[t]);
-        }
+                for (int t = 0; t < T; t++) acc[t] = fma(gv, load(x + offset[t] + i), acc[t]);
+            }
     }
 #pragma GCC unroll 16
     for (int t = 0; t < T; t++) d.sums[t] = sum(acc[t]);
@@ -809,14 +887,15 @@ void dot_any(Dot d, int taps) {
     }
 }
 
-// Kernel rows LO..HI of input row `x` against the output-gradient rows held in g (g[i] is the row i above it).
-template <int KH, int J, int LO, int HI>
-GS_INLINE void dot_row(vec (&acc)[J][KH], const vec (&g)[KH], const float* x, const i64* offset) {
+// One input row against the kernel rows lo..hi, whose output-gradient rows are g[lo..hi].
+template <int KH, int J>
+GS_INLINE void dot_row(vec (&acc)[J][KH], const vec (&g)[KH], const float* x, const i64* offset, int lo, int hi) {
 #pragma GCC unroll 8
     for (int j = 0; j < J; j++) {
-        const vec in = load(x + offset[j]);
+        const vec in = pin(load(x + offset[j]));
 #pragma GCC unroll 8
-        for (int i = LO; i <= HI; i++) acc[j][i] = fma(g[i], in, acc[j][i]);
+        for (int i = 0; i < KH; i++)
+            if (i >= lo && i <= hi) acc[j][i] = fma(g[i], in, acc[j][i]);
     }
 }
 
@@ -828,6 +907,8 @@ void dot_rows(const Dot& d) {
     for (int j = 0; j < J; j++)
 #pragma GCC unroll 8
         for (int i = 0; i < KH; i++) acc[j][i] = zero();
+    i64 offset[J];
+    for (int j = 0; j < J; j++) offset[j] = d.offset[j];
     for (i64 n = 0; n < d.images; n++)
         for (i64 v = 0; v < d.cols; v += kLanes) {
             const int lanes = (int)least(kLanes, d.cols - v);
@@ -837,17 +918,27 @@ void dot_rows(const Dot& d) {
 #pragma GCC unroll 8
             for (int i = 0; i < KH; i++) g[i] = zero();
             i64 r = 0;
-            for (; r < d.rows; r++, x += d.pitch, gr += d.pitch) {
+            if (d.rows >= KH) {
+#pragma GCC unroll 8
+                for (int p = 0; p < KH - 1; p++, x += d.pitch, gr += d.g_pitch) {
+#pragma GCC unroll 8
+                    for (int i = KH - 1; i > 0; i--) g[i] = g[i - 1];
+                    g[0] = load_first(gr, lanes);
+                    dot_row<KH, J>(acc, g, x, offset, 0, p);
+                }
+                r = KH - 1;
+            }
+            for (; r < d.rows; r++, x += d.pitch, gr += d.g_pitch) {
 #pragma GCC unroll 8
                 for (int i = KH - 1; i > 0; i--) g[i] = g[i - 1];
                 g[0] = load_first(gr, lanes);
-                dot_row<KH, J, 0, KH - 1>(acc, g, x, d.offset);
+                dot_row<KH, J>(acc, g, x, offset, 0, KH - 1);
             }
-            for (; r < d.rows + KH - 1; r++, x += d.pitch) {
+#pragma GCC unroll 8
+            for (int p = 1; p < KH; p++, x += d.pitch) {
 #pragma GCC unroll 8
                 for (int i = KH - 1; i > 0; i--) g[i] = g[i - 1];
-                g[0] = zero();
-                dot_row<KH, J, 1, KH - 1>(acc, g, x, d.offset);
+                dot_row<KH, J>(acc, g, x, offset, p, KH - 1);
             }
         }
 #pragma GCC unroll 8
@@ -897,10 +988,11 @@ void weight_grad_row(const WeightGrad& w, i64 o, i64 first, i64 last, i64 images
     d.x_image = c.in_channels * w.in.plane;
     d.g_image = c.out_channels * w.out.plane;
     d.images = images;
-    d.length = w.out.plane;
-    d.rows = w.out.rows;
-    d.cols = w.ow;
+    const bool run_on = w.shape == kFlat;  // rows follow each other, with zeros in the gaps of the output gradient
+    d.rows = run_on ? 1 : w.out.rows;
+    d.cols = run_on ? w.out.plane : w.ow * w.out.inner;
     d.pitch = w.in.pitch;
+    d.g_pitch = w.out.pitch;
     for (i64 e = first; e < last; e++) {
         d.x = w.in_planes + c.indices[e] * w.in.plane;
         float* to = w.grad_weight + e * w.kernel;
@@ -974,7 +1066,7 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
         g.tap_weight = g.tap_col + g.kernel;
         const bool joined = c.stride_h == 1 && c.dil_h == 1 && (c.kernel_h == 3 || c.kernel_h == 5 || c.kernel_h == 7);
         forward_taps(c, joined, &g);
-        Plan p = make_plan(g, 1);
+        Plan p = make_plan(g, 1, false);
         if (p.shape != kRows) forward_taps(c, false, &g);
         w.shape = p.shape;
         w.group = p.shape == kBatch ? p.group : 1;
@@ -990,6 +1082,10 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
         w.out.row_min = w.out.col_min = 0;
         w.out.phases_x = w.out.phases_y = 1;
         w.out.rows = p.band;
+        if (p.shape == kBatch) {
+            w.out.cols = w.ow;
+            w.out.pitch = w.ow * w.out.inner;
+        }
         w.out.phase = w.out.rows * w.out.pitch;
         w.out.plane = round_up(w.out.phase, kLanes);
         const i64 groups = divide_up(c.batch, w.group);
