@@ -71,6 +71,7 @@ class SparseConv2d(nn.Module):
         self._own_padding, self._before = _split_padding(
             self.padding, padding_mode, self.kernel_size, self.stride, self.dilation
         )
+        self._reach = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
         kernels_shape = (connectivity.connections, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(kernels_shape, device=device, dtype=dtype))
         free = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
@@ -99,6 +100,11 @@ class SparseConv2d(nn.Module):
         x = input if input.dim() == 4 else input[None]
         if self._before is not None:
             x = F.pad(x, self._before, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        for size, pad, reach in zip(x.shape[2:], self._own_padding, self._reach, strict=True):
+            if size + 2 * pad < reach:
+                raise ValueError(
+                    f"the kernel reaches over {self._reach} pixels, more than the padded input {list(x.shape)}"
+                )
         out = kernels.sparse_conv2d(
             x, self.weight, self.indptr, self.indices, self.stride, self._own_padding, self.dilation, self.groups
         )

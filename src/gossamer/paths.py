@@ -82,42 +82,35 @@ def _live_connections(graph: ChannelGraph, call: LayerCall) -> np.ndarray:
 def _feed(model: nn.Module, example_inputs: Inputs) -> int:
     """Connect outputs that no path from the image reaches to live inputs, the least heard first."""
     graph = ChannelGraph.of(model, example_inputs)
-    added = 0
+    masks: dict[str, np.ndarray] = {}
     for call in graph.layers:
         alive = graph.from_image[call.inputs]
         if call.connectivity is None or not alive.any():
             continue
-        mask = call.connectivity.mask()
+        mask = masks.setdefault(call.name, call.connectivity.mask())
         for o in np.flatnonzero(~(mask & alive).any(1)):
             i = _best(alive & _same_group(call.connectivity, o), mask.sum(0))
             if i is not None:
                 mask[o, i] = True
-                added += 1
-        _install(model, call, mask)
-    return added
+    return _install(model, masks)
 
 
 def _use(model: nn.Module, example_inputs: Inputs) -> int:
     """Connect inputs from which no path leads to the prediction to live outputs, those with the lowest fan-in first."""
     graph = ChannelGraph.of(model, example_inputs)
+    masks: dict[str, np.ndarray] = {}
     revived: set[int] = set()
-    added = 0
     for call in reversed(list(graph.layers)):
         alive = graph.to_prediction[call.outputs]
         if call.connectivity is None or not alive.any():
             continue
-        mask = call.connectivity.mask()
-        unused = ~graph.to_prediction[call.inputs] & graph.from_image[call.inputs]
-        for i in np.flatnonzero(unused):
-            if int(call.inputs[i]) in revived:
-                continue
+        mask = masks.setdefault(call.name, call.connectivity.mask())
+        for i in np.flatnonzero(~graph.to_prediction[call.inputs] & graph.from_image[call.inputs]):
             o = _best(alive & _same_group(call.connectivity.transpose(), i), mask.sum(1))
-            if o is not None:
+            if o is not None and int(call.inputs[i]) not in revived:
                 mask[o, i] = True
                 revived.add(int(call.inputs[i]))
-                added += 1
-        _install(model, call, mask)
-    return added
+    return _install(model, masks)
 
 
 def _same_group(c: Connectivity, output: int | np.integer) -> np.ndarray:
@@ -129,14 +122,18 @@ def _best(allowed: np.ndarray, load: np.ndarray) -> int | None:
     return int(np.where(allowed, load, np.iinfo(np.int64).max).argmin()) if allowed.any() else None
 
 
-def _install(model: nn.Module, call: LayerCall, mask: np.ndarray) -> None:
-    layer = model.get_submodule(call.name)
-    assert isinstance(layer, SparseConv2d)
-    old = layer.connectivity
-    new = Connectivity.from_mask(mask, old.groups)
-    if new != old:
-        extended = extend(layer.weight.detach(), old, new)
-        layer.replace_connectivity(new.drawn_like(old), extended)
+def _install(model: nn.Module, masks: dict[str, np.ndarray]) -> int:
+    """Give layers the connections of these masks; returns how many are new."""
+    added = 0
+    for name, mask in masks.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, SparseConv2d)
+        old = layer.connectivity
+        new = Connectivity.from_mask(mask, old.groups).drawn_like(old)
+        if new != old:
+            layer.replace_connectivity(new, extend(layer.weight.detach(), old, new))
+            added += new.connections - old.connections
+    return added
 
 
 def extend(values: torch.Tensor, old: Connectivity, new: Connectivity) -> torch.Tensor:

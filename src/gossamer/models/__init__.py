@@ -89,5 +89,6 @@ def _from_factory(module: str, name: str, given: dict[str, Any]) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise TypeError(f"{module}:{name} must return an nn.Module, got {type(network).__name__}")
     if "image_size" in given and not hasattr(network, "input_shape"):
-        network.input_shape = (given.get("in_channels", 3), given["image_size"], given["image_size"])
+        size = given["image_size"]
+        network.input_shape = (given.get("in_channels", 3), size, size)  # type: ignore[assignment]
     return network

@@ -1,0 +1,139 @@
+"""Accounting against the paper's Table 1, an independent FLOP counter, and arithmetic done by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import gossamer as gs
+import nets
+
+TABLE_1_THIN = {  # multiplier: params, madds, as printed by TF-slim's own count
+    0.05: (56.2e3, 54.62e6),
+    0.1: (170.3e3, 75.17e6),
+    0.2: (718.2e3, 183.44e6),
+    0.3: (1.800e6, 439.17e6),
+    0.5: (5.438e6, 1.433e9),
+    0.8: (13.49e6, 3.439e9),
+}
+TABLE_1_SPARSE = {  # density: params, madds, as the paper prints them
+    0.01: (287e3, 104e6),
+    0.03: (724e3, 208e6),
+    0.1: (2.3e6, 628e6),
+    0.3: (6.6e6, 1.80e9),
+    0.6: (13e6, 3.50e9),
+}
+
+
+def _same_digits(value: float, printed: float, digits: int) -> bool:
+    return f"{value:.{digits - 1}e}" == f"{printed:.{digits - 1}e}"
+
+
+@pytest.fixture(scope="module")
+def inception() -> nn.Module:
+    return gs.models.create("inception_v3")
+
+
+def test_table_1_full_network(inception: nn.Module) -> None:
+    cost = gs.count(inception, (3, 299, 299))
+    assert cost.params == 21_751_136
+    assert _same_digits(cost.madds, 5.711e9, 4)
+    assert cost.classifier_params == 2048 * 1000
+
+
+@pytest.mark.parametrize("multiplier", TABLE_1_THIN)
+def test_table_1_depth_multiplier(inception: nn.Module, multiplier: float) -> None:
+    params, madds = TABLE_1_THIN[multiplier]
+    cost = gs.count(gs.thin(inception, multiplier, divisor=8))
+    assert _same_digits(cost.params, params, 3 if multiplier == 0.05 else 4)
+    assert _same_digits(cost.madds, madds, 4 if multiplier <= 0.1 or multiplier >= 0.5 else 5)
+
+
+@pytest.mark.parametrize("density", TABLE_1_SPARSE)
+def test_table_1_sparse(inception: nn.Module, density: float) -> None:
+    params, madds = TABLE_1_SPARSE[density]
+    cost = gs.count(gs.sparsify(inception, density, pattern="uniform"))
+    assert cost.params == pytest.approx(params, rel=0.035)
+    assert cost.madds == pytest.approx(madds, rel=0.065)
+
+
+def test_table_1_hybrid(inception: nn.Module) -> None:
+    cost = gs.count(gs.sparsify(gs.thin(inception, 0.5, divisor=8), 0.01, pattern="uniform"))
+    assert cost.params == pytest.approx(90e3, rel=0.035)
+    assert cost.madds == pytest.approx(43.0e6, rel=0.065)
+
+
+def test_vgg() -> None:
+    small, large = gs.count(gs.models.create("vgg16n")), gs.count(gs.models.create("vgg16"))
+    assert _same_digits(small.params, 19.43e6, 4)
+    assert _same_digits(small.madds, 15.35e9, 4)
+    assert _same_digits(large.params, 134.25e6, 5)
+    assert round(large.params / small.params, 1) == 6.9
+
+
+def test_small_networks() -> None:
+    mnist, cifar = gs.count(gs.models.create("mnist")), gs.count(gs.models.create("cifar"))
+    assert (mnist.params, round(mnist.madds / 1e6, 2)) == (1_657_632, 12.27)
+    assert (cifar.params, cifar.linear_params) == (107_200, 64 * 8 * 8 * 384 + 384 * 192)
+
+
+@pytest.mark.parametrize(
+    "spec", ["mnist", "cifar", "torchvision:resnet18", "torchvision:mobilenet_v2", "timm:convnext_atto"]
+)
+def test_against_pytorchs_flop_counter(spec: str) -> None:
+    model = gs.models.create(spec).eval()
+    size = 32 if spec == "cifar" else 28 if spec == "mnist" else 64
+    image = torch.zeros(1, model.input_shape[0], size, size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    cost = gs.count(model, image)
+    assert 2 * (cost.madds + cost.linear_madds + cost.classifier_madds) == counter.get_total_flops()
+    counted = cost.params + cost.linear_params + cost.classifier_params + cost.biases + cost.norms
+    assert counted == sum(p.numel() for p in model.parameters())
+
+
+def test_sparse_madds_against_the_flop_counter() -> None:
+    model = gs.sparsify(gs.models.create("mnist"), 0.2).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 1, 28, 28))
+    cost = gs.count(model)
+    assert 2 * (cost.madds + cost.classifier_madds) == counter.get_total_flops()
+    assert cost.layers[1].density == pytest.approx(0.2, rel=0.01)
+
+
+def test_a_shared_layer_counts_its_weights_once_and_its_work_twice() -> None:
+    cost = gs.count(nets.Residual(), nets.IMAGE)
+    shared = next(layer for layer in cost.layers if layer.name == "shared")
+    assert shared.params == 12 * 12 * 9
+    assert shared.madds == 2 * shared.params * 16 * 16
+    assert [layer.name for layer in cost.layers if layer.classifier] == ["classifier"]
+
+
+def test_a_convolution_can_be_the_classifier_and_features_have_none() -> None:
+    assert [la.name for la in gs.count(nets.Padded(), nets.IMAGE).layers if la.classifier] == ["classifier"]
+    cost = gs.count(nn.Conv2d(3, 4, 3), (3, 8, 8))
+    assert (cost.params, cost.madds, cost.biases, cost.classifier_params) == (108, 108 * 36, 4, 0)
+
+
+def test_attention_can_be_counted_though_not_thinned() -> None:
+    assert gs.count(nets.Attending(), nets.IMAGE).params == 2 * 3 * 8
+
+
+def test_the_batch_does_not_matter() -> None:
+    model = gs.models.create("mnist")
+    assert gs.count(model, torch.zeros(7, 1, 28, 28)) == gs.count(model, (1, 28, 28)) == gs.count(model)
+
+
+def test_the_table_reads_well() -> None:
+    text = str(gs.count(gs.models.create("mnist")))
+    assert "1,657,632" in text
+    assert "classifier" in text
+
+
+def test_what_cannot_be_counted_is_said() -> None:
+    with pytest.raises(ValueError, match="count needs the"):
+        gs.count(nets.Residual())
+    with pytest.raises(ValueError, match=r"does not run on inputs of shape \[1, 1, 28, 28\]"):
+        gs.count(nets.Residual(), (1, 28, 28))

@@ -1,0 +1,204 @@
+"""SparseConv2d is `nn.Conv2d` with fewer connections: the same outputs, gradients, errors and life cycle."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gossamer as gs
+
+GEOMETRIES: list[dict[str, Any]] = [
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": 1},
+    {"kernel_size": (3, 5), "stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)},
+    {"kernel_size": 4, "padding": "same"},
+    {"kernel_size": (2, 3), "padding": "same", "dilation": (3, 1)},
+    {"kernel_size": 3, "padding": "valid", "bias": False},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    {"kernel_size": 3, "padding": (2, 1), "padding_mode": "circular"},
+    {"kernel_size": 4, "padding": "same", "padding_mode": "replicate"},
+    {"kernel_size": 3, "padding": 1, "groups": 2},
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_full_connectivity_is_conv2d(geometry: dict[str, Any]) -> None:
+    conv = nn.Conv2d(4, 6, **geometry).double()
+    sparse = gs.SparseConv2d(4, 6, **geometry).double()
+    with torch.no_grad():
+        sparse.weight.copy_(conv.weight.flatten(0, 1))
+        if conv.bias is not None:
+            sparse.bias.copy_(conv.bias)
+    inputs = [torch.randn(2, 4, 11, 9, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    with torch.no_grad():
+        inputs[1].copy_(inputs[0])
+    expected, found = conv(inputs[0]), sparse(inputs[1])
+    torch.testing.assert_close(found, expected)
+    grad = torch.randn_like(expected)
+    expected.backward(grad)
+    found.backward(grad)
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+    torch.testing.assert_close(sparse.weight.grad, conv.weight.grad.flatten(0, 1))
+    if conv.bias is not None:
+        torch.testing.assert_close(sparse.bias.grad, conv.bias.grad)
+    torch.testing.assert_close(sparse(inputs[1][0]), conv(inputs[0][0]))  # one image without a batch
+
+
+def test_a_seed_draws_what_conv2d_draws() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5, 7, 3)
+    torch.manual_seed(0)
+    sparse = gs.SparseConv2d(5, 7, 3)
+    torch.testing.assert_close(sparse.weight, conv.weight.flatten(0, 1))
+    torch.testing.assert_close(sparse.bias, conv.bias)
+
+
+def test_initialisation_knows_each_outputs_fan_in() -> None:
+    mask = np.zeros((2, 100), dtype=bool)
+    mask[0, :4] = mask[1] = True
+    layer = gs.SparseConv2d(100, 2, 1, connectivity=gs.Connectivity.from_mask(mask))
+    few, many = layer.weight[:4].abs().max(), layer.weight[4:].abs().max()
+    assert 0.1 < few <= 0.5  # 1 / sqrt(4)
+    assert 0.05 < many <= 0.1  # 1 / sqrt(100)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_from_dense_and_to_dense_are_inverse(groups: int) -> None:
+    conv = nn.Conv2d(6, 8, 3, padding=1, groups=groups).eval().requires_grad_(False)
+    pattern = gs.Connectivity.random(6, 8, 0.5, groups=groups)
+    sparse = gs.SparseConv2d.from_dense(conv, pattern)
+    dense = sparse.to_dense()
+    mask = torch.from_numpy(pattern.mask())
+    if groups == 1:
+        assert torch.equal(dense.weight, conv.weight * mask[:, :, None, None])
+    x = torch.randn(2, 6, 5, 5)
+    torch.testing.assert_close(sparse(x), dense(x))
+    assert not sparse.training
+    assert not sparse.weight.requires_grad
+    assert torch.equal(gs.SparseConv2d.from_dense(dense, pattern).weight, sparse.weight)
+
+
+def test_only_live_connections_take_memory() -> None:
+    layer = gs.SparseConv2d(256, 256, 3, density=0.1, bias=False)
+    assert layer.weight.shape == (round(0.1 * 256 * 256), 3, 3)
+    stored = sum(t.numel() * t.element_size() for t in layer.buffers())
+    trained = 3 * layer.weight.numel() * 4  # weights, gradients, momentum
+    assert stored < 0.06 * trained
+
+
+@pytest.mark.parametrize("pattern", ["balanced", "uniform"])
+def test_a_state_dict_carries_the_pattern(pattern: str) -> None:
+    one = gs.SparseConv2d(6, 8, 3, density=0.3, pattern=pattern, seed=1)
+    buffer = io.BytesIO()
+    torch.save(one.state_dict(), buffer)
+    buffer.seek(0)
+    other = gs.SparseConv2d(6, 8, 3, density=0.6, seed=2)
+    parameter = other.weight
+    result = other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert not result.missing_keys
+    assert other.weight is parameter
+    assert other.connectivity == one.connectivity
+    assert other.connectivity.pattern == pattern
+    assert torch.equal(other.weight, one.weight)
+    x = torch.randn(1, 6, 5, 5)
+    assert torch.equal(one(x), other(x))
+    assert other.connectivity.grow(0.7) == one.connectivity.grow(0.7)
+
+
+def test_a_state_dict_that_does_not_fit_is_refused() -> None:
+    layer = gs.SparseConv2d(6, 8, 3, density=0.3)
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(RuntimeError, match="the pattern stored for this layer does not fit: indices must lie in"):
+        layer.load_state_dict(gs.SparseConv2d(20, 8, 3, density=0.3).state_dict())
+    assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        layer.load_state_dict({})
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copies(clone: Any) -> None:
+    layer = gs.SparseConv2d(4, 6, 3, density=0.5, pattern="uniform", seed=3)
+    twin = clone(layer)
+    x = torch.randn(1, 4, 6, 6)
+    assert torch.equal(layer(x), twin(x))
+    assert twin.connectivity.seed == 3
+    with torch.no_grad():
+        twin.weight.zero_()
+    assert layer.weight.abs().sum() > 0
+
+
+def test_to_moves_weights_and_leaves_indices() -> None:
+    layer = gs.SparseConv2d(4, 6, 3, density=0.5).to(torch.float64)
+    assert layer.weight.dtype == torch.float64
+    assert layer.indices.dtype == torch.int32
+    assert layer(torch.zeros(1, 4, 5, 5, dtype=torch.float64)).dtype == torch.float64
+    assert layer.to("meta").weight.device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiles_whole_and_exports(dtype: torch.dtype) -> None:
+    layer = gs.SparseConv2d(4, 6, 3, padding=1, density=0.5, dtype=dtype)
+    x = torch.randn(2, 4, 6, 6, dtype=dtype)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    compiled(x).sum().backward()
+    found, layer.weight.grad = layer.weight.grad, None
+    layer(x).sum().backward()
+    torch.testing.assert_close(found, layer.weight.grad)
+    program = torch.export.export(layer, (x,))
+    torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_autocast() -> None:
+    layer = gs.SparseConv2d(4, 6, 3, density=0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(1, 4, 5, 5)).dtype == torch.bfloat16
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match=r"density must be in \(0, 1\], got 0"):
+        gs.SparseConv2d(4, 4, 3, density=0)
+    with pytest.raises(ValueError, match="padding_mode must be one of"):
+        gs.SparseConv2d(4, 4, 3, padding_mode="mirror")
+    with pytest.raises(ValueError, match='padding="same" needs stride 1'):
+        gs.SparseConv2d(4, 4, 3, stride=2, padding="same")
+    with pytest.raises(TypeError, match=r"kernel_size must be an int or two ints, got 3\.5"):
+        gs.SparseConv2d(4, 4, 3.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
+        gs.SparseConv2d(4, 4, 3, stride=0)
+    with pytest.raises(ValueError, match="does not fit a convolution 4 -> 4"):
+        gs.SparseConv2d(4, 4, 3, connectivity=gs.Connectivity.full(3, 4))
+    with pytest.raises(TypeError, match=r"connectivity must be a gossamer\.Connectivity"):
+        gs.SparseConv2d(4, 4, 3, connectivity="full")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="across the convolution's 2 groups"):
+        gs.SparseConv2d(4, 4, 3, groups=2, connectivity=gs.Connectivity.full(4, 4))
+    with pytest.raises(TypeError, match=r"from_dense takes an nn\.Conv2d"):
+        gs.SparseConv2d.from_dense(nn.Linear(3, 3), gs.Connectivity.full(3, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5, 5), (4, 5), (1, 1, 4, 5, 5)])
+def test_inputs_that_do_not_fit(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expects \[n, 4, h, w\] or \[4, h, w\], got"):
+        gs.SparseConv2d(4, 4, 3)(torch.zeros(shape))
+
+
+def test_an_image_smaller_than_the_kernel_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"the kernel reaches over \(5, 5\) pixels, more than the padded input \[1, 2, 3, 3\]"
+    ):
+        gs.SparseConv2d(2, 2, 5, density=0.5)(torch.zeros(1, 2, 3, 3))
+
+
+def test_repr_says_what_it_is() -> None:
+    text = repr(gs.SparseConv2d(8, 8, 3, padding=1, density=0.25, bias=False))
+    assert text == (
+        "SparseConv2d(8, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False, connections=16, density=0.25)"
+    )
