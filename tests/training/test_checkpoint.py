@@ -57,7 +57,7 @@ class Harmful:
 
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     path, proof = tmp_path / "c.pt", tmp_path / "code was run"
-    torch.save({"format": 1, "step": Harmful(proof)}, path)
+    torch.save({"format": 2, "step": Harmful(proof)}, path)
     with pytest.raises(ValueError, match=r"c\.pt is no checkpoint"):
         checkpoint.load(path)
     path.write_bytes(pickle.dumps(Harmful(proof), protocol=2))

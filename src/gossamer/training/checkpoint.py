@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write(path: Path, content: bytes | memoryview) -> None:

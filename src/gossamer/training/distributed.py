@@ -58,6 +58,15 @@ class Team:
         if self.share.world > 1:
             dist.barrier()
 
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """The leading process goes through the block before the others begin it."""
+        if not self.leads:
+            self.wait()
+        yield
+        if self.leads:
+            self.wait()
+
 
 @contextmanager
 def processes(device: str = "auto") -> Iterator[Team]:

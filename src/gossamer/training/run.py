@@ -80,6 +80,7 @@ class Run:
         self.optimizer = build.make_optimizer(config, self.model)
         self.growth = build.make_growth(config, self.model, self.optimizer, self.total_steps)
         self.half = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
+        self.start_clock()
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp and self.half == torch.float16)
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -87,9 +88,12 @@ class Run:
         images = self.dataset.normalise(images.to(self.team.device, non_blocking=True))
         return images.contiguous(memory_format=self.layout)
 
+    def start_clock(self) -> None:
+        """Time passes for the next step from here: also what loading its images takes."""
+        self._began = time.perf_counter(), time.process_time()
+
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One optimizer step on this process's part of a batch. Raises DivergenceError when the loss is no number."""
-        began, began_cpu = time.perf_counter(), time.process_time()
         rate = learning_rate(self.config, self.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -108,17 +112,19 @@ class Run:
         self.scaler.update()
         if self.growth is not None and self.growth.step():
             self.parallel = self.team.wrap(self.model)
-        self._account(loss.item(), int((outputs.argmax(1) == labels).sum()), len(labels), began)
-        self.cpu_seconds += time.process_time() - began_cpu
+        self._account(loss.item(), int((outputs.argmax(1) == labels).sum()), len(labels))
 
-    def _account(self, loss: float, correct: int, images: int, began: float) -> None:
+    def _account(self, loss: float, correct: int, images: int) -> None:
         loss, right, seen = self.team.sum(loss * images, correct, images)
         if not math.isfinite(loss):
             raise self._diverged("the loss is")
-        seconds = time.perf_counter() - began
+        wall, cpu = self._began
+        self.start_clock()
+        seconds = self._began[0] - wall
         sums = self.totals
         self.totals = Totals(sums.loss + loss, sums.correct + right, sums.images + seen, sums.seconds + seconds)
         self.seconds += seconds
+        self.cpu_seconds += self._began[1] - cpu
         self.step += 1
 
     def end_epoch(self) -> dict[str, Any]:

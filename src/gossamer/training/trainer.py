@@ -49,7 +49,9 @@ def train(
         team.wait()  # none writes before all have looked
         if ended is not None:
             return ended
-        run = Run(config, build.load_data(config), team, folder)
+        with team.leader_first():  # it may have to download
+            dataset = build.load_data(config)
+        run = Run(config, dataset, team, folder)
         if team.leads:
             folder.start(config, run.dataset.description)
         if resume and folder.checkpoint.exists():
@@ -71,13 +73,16 @@ def _fit(
     while run.step < run.total_steps:
         epoch, start = divmod(run.step, run.steps_per_epoch)
         seed = derive(run.config.seed, f"epoch {epoch}")
+        run.start_clock()
         for images, labels in run.dataset.train.training_batches(run.batch_size, seed, start, run.team.share):
             run.train_step(images, labels)
             if after_step is not None and after_step(run):
                 run.parallel = run.team.wrap(run.model)
+            run.start_clock()
             report.step(run.step, epoch, *run.totals.averages)
             if run.step % run.steps_per_epoch and ((ends := stopping()) or run.checkpoint_due):
                 run.save(ends)
+                run.start_clock()
         record = run.end_epoch()
         report.epoch(record)
         log(record)
