@@ -64,6 +64,18 @@ Numbers = Annotated[
 ]
 """Numbers with commas between them, in one word."""
 
+Words = Annotated[
+    tuple[str, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="A,B,...",
+        instance_from_str=lambda words: tuple(words[0].split(",")),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(value)],
+    ),
+]
+"""Names with commas between them, in one word."""
+
 Model = tyro.conf.Positional[str]
 MODEL_HELP = (
     "Network: mnist, cifar, vgg16, vgg16n, inception_v3, torchvision:NAME, timm:NAME or package.module:factory."
@@ -87,6 +99,18 @@ class SweepSettings(Settings):
 
     width: tyro.conf.Suppress[float] = 1.0
     density: tyro.conf.Suppress[float] = 1.0
+
+
+@dataclass(frozen=True)
+class GrowSettings(Settings):
+    """Training settings. What grows, and when, is the experiment's own."""
+
+    width: tyro.conf.Suppress[float] = 1.0
+    density: tyro.conf.Suppress[float] = 1.0
+    grow_from: tyro.conf.Suppress[float | None] = None
+    grow_every: tyro.conf.Suppress[int] = 500
+    grow_by: tyro.conf.Suppress[Literal["random", "gradient"]] = "random"
+    grow_init: tyro.conf.Suppress[Literal["zero", "random"]] = "zero"
 
 
 @dataclass(frozen=True)
@@ -234,6 +258,43 @@ class Sweep:
 
 
 @dataclass(frozen=True)
+class Grow:
+    """Compare dense from scratch with networks that start almost empty and grow dense while they train (paper, 5.3).
+
+    Accuracy is measured along the way, against steps and seconds, with the growths marked. What is already in the folder
+    is skipped, so the same command goes on after an interruption.
+
+    Example: gossamer grow mnist --data mnist --starts 0.01,0.001 --periods 50,100 --epochs 2 --out runs/grow
+    """
+
+    settings: Annotated[GrowSettings, tyro.conf.arg(name="")]
+    out: Path
+    """Folder of the results."""
+    starts: Numbers = (0.01, 0.001)
+    """Densities to start from."""
+    periods: Numbers = (50, 100)
+    """Steps between growths."""
+    variants: Words = ("zero",)
+    """What new connections are: zero (random ones that start at zero), random (random kernels too), gradient (RigL)."""
+    rounds: int = 1
+    """Runs of each course, from different seeds."""
+    points: int = 50
+    """Points on each curve, besides those around growths."""
+    images: int = 2000
+    """Test images behind each point."""
+
+    def run(self) -> int:
+        from gossamer.experiments import grow
+
+        sizes = grow.courses(self.starts, self.periods, self.variants)
+        base = self.settings.config()
+        return grow.run(base, sizes, self.out, rounds=self.rounds, points=self.points, images=self.images)
+
+    def on_interrupt(self) -> str:
+        return f"the same command goes on with what is missing in {self.out}"
+
+
+@dataclass(frozen=True)
 class Report:
     """Write the report of a sweep: one HTML page that opens offline, the figures (SVG, PNG) and the table (CSV).
 
@@ -363,6 +424,7 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Grow, tyro.conf.subcommand("grow")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Paper, tyro.conf.subcommand("paper")]
     | Annotated[Count, tyro.conf.subcommand("count")]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gossamer.experiments import report, tables, workers
+from gossamer.experiments import grow_report, report, tables, workers
 from gossamer.experiments.results import read, summarise
 from gossamer.experiments.sweep import Execute, Size, describe, sweep
 from gossamer.training.config import TrainConfig
@@ -56,8 +56,10 @@ def check(base: TrainConfig) -> None:
 
 
 def show(folder: Path) -> None:
-    """Print the table of a sweep's folder and write its report."""
+    """Print the table of the folder of a sweep, or of `gossamer grow`, and write its report."""
     rows = read(folder)
+    if grow_report.is_growth(rows):
+        return grow_report.show(folder)
     written = report.write(folder)
     tables.show_points(summarise(rows), f"{rows[0]['config']['model']} on {rows[0]['config']['data']}")
     print(f"figures: {', '.join(str(path) for path in written.figures if path.suffix == '.svg')}")

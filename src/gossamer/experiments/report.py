@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gossamer.experiments import figures, paper
 from gossamer.experiments.results import COLUMNS, Cost, Point, Row, curves, done, pareto, read, summarise
@@ -106,25 +106,18 @@ def _title(rows: Sequence[Row]) -> str:
 
 
 def _page(rows: Sequence[Row], points: Sequence[Point], beside: paper.Beside | None) -> str:
-    from jinja2 import Environment
-    from plotly.offline import get_plotlyjs
-
     kinds: list[Cost] = ["params", "madds", "ms_image", "ms_batch"]
     kinds = [kind for kind in kinds if any(p.cost(kind) is not None for p in points)]
     front = pareto(points, "params")
     finished = done(rows)
-    template = Environment(autoescape=True).from_string(
-        Path(__file__).with_suffix(".html").read_text(encoding="utf-8"),
-    )
-    return template.render(
+    return render(
         title=_title(rows),
         subtitle=_subtitle(finished),
         timed="ms_image" in kinds,
-        plotly_js=get_plotlyjs(),
-        plots=[_html(_cost_figure(points, kind)) for kind in kinds],
+        plots=[html(_cost_figure(points, kind)) for kind in kinds],
         training=[
-            _html(_history_figure(finished, "test_accuracy", "test accuracy, %", 100)),
-            _html(_history_figure(finished, "loss", "training loss", 1)),
+            html(_history_figure(finished, "test_accuracy", "test accuracy, %", 100)),
+            html(_history_figure(finished, "loss", "training loss", 1)),
         ],
         headings=COLUMNS.values(),
         table=[{"front": point in front, "cells": cells(point)} for point in points],
@@ -136,6 +129,15 @@ def _page(rows: Sequence[Row], points: Sequence[Point], beside: paper.Beside | N
     )
 
 
+def render(**values: Any) -> str:
+    """The page with these values in the places of `report.html`; a section without values is left out."""
+    from jinja2 import Environment
+    from plotly.offline import get_plotlyjs
+
+    template = Environment(autoescape=True).from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    return template.render(plotly_js=get_plotlyjs(), **values)
+
+
 def _subtitle(rows: Sequence[Row]) -> str:
     best = max(rows, key=lambda row: row["accuracy"])
     return (
@@ -144,7 +146,8 @@ def _subtitle(rows: Sequence[Row]) -> str:
     )
 
 
-def _html(figure: Figure) -> str:
+def html(figure: Figure) -> str:
+    """A Plotly figure as a part of the page."""
     config = {"displaylogo": False, "responsive": True}
     text: str = figure.to_html(full_html=False, include_plotlyjs=False, config=config)
     return text
@@ -178,7 +181,7 @@ def _cost_figure(points: Sequence[Point], kind: Cost) -> Figure:
         )
     figure.update_xaxes(type="log", title=figures.AXES[kind])
     figure.update_yaxes(title="test accuracy, %")
-    return _styled(figure)
+    return styled(figure)
 
 
 def _hover(point: Point) -> str:
@@ -208,10 +211,11 @@ def _history_figure(rows: Sequence[Row], field: str, axis: str, scale: float) ->
         )
     figure.update_xaxes(title="epoch")
     figure.update_yaxes(title=axis)
-    return _styled(figure)
+    return styled(figure)
 
 
-def _styled(figure: Figure) -> Figure:
+def styled(figure: Figure) -> Figure:
+    """The figure in the look that all share."""
     legend = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0}
     return figure.update_layout(
         template="plotly_white", height=400, margin={"l": 60, "r": 20, "t": 40, "b": 50}, legend=legend

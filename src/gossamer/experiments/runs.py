@@ -5,12 +5,18 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gossamer.experiments.results import Row
 from gossamer.experiments.sweep import Run
 
+if TYPE_CHECKING:
+    from gossamer.training.trainer import AfterStep
 
-def train_run(run: Run, folder: Path, *, progress: bool = True, timed: bool = True) -> Row:
+
+def train_run(
+    run: Run, folder: Path, *, progress: bool = True, timed: bool = True, after_step: AfterStep | None = None
+) -> Row:
     """Train one run in `folder/runs/NAME`, going on from its checkpoint if it has one; its result line."""
     import torch
 
@@ -18,7 +24,7 @@ def train_run(run: Run, folder: Path, *, progress: bool = True, timed: bool = Tr
     from gossamer.training.trainer import train
 
     place = folder / "runs" / run.name
-    result = train(run.config, place, resume=True, progress=progress)
+    result = train(run.config, place, resume=True, progress=progress, after_step=after_step)
     row = run.row(
         status="done",
         accuracy=result.accuracy,

@@ -60,6 +60,11 @@ class Size:
         }
         return self.method + parts[self.method]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of the configuration that make the network this one."""
+        return {"width": self.width, "density": self.density}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -115,7 +120,7 @@ def plan(base: TrainConfig, sizes: Sequence[Size], rounds: int = 1) -> list[Run]
     if rounds < 1 or not sizes:
         raise ValueError(f"a sweep of {len(sizes)} sizes and {rounds} rounds has nothing to run")
     return [
-        Run(size, r, dataclasses.replace(base, width=size.width, density=size.density, seed=base.seed + r))
+        Run(size, r, dataclasses.replace(base, **size.settings, seed=base.seed + r))
         for r in range(rounds)
         for size in sizes
     ]
