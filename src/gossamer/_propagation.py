@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gossamer.channels import CONSTANT, ChannelGraph, Join, LayerCall
+from gossamer._nodes import CONSTANT, Join, LayerCall
 from gossamer.layers import SparseConv2d
 from gossamer.tracing import Call, Trace
 
@@ -48,8 +48,8 @@ _FACTORIES = frozenset(
 _LARGEST_MOVED_PARAMETER = 1 << 22  # elements; larger ones are matrices, followed only through a transposition
 
 
-def propagate(model: nn.Module, trace: Trace) -> ChannelGraph:
-    """The channel graph of a traced model."""
+def propagate(model: nn.Module, trace: Trace) -> dict[str, Any]:
+    """The fields of the `ChannelGraph` of a traced model."""
     return _Propagation(model, trace).run()
 
 
@@ -69,7 +69,7 @@ class _Propagation:
         self.uses: dict[str, LayerCall] = {}
         self.call: Call | None = None
 
-    def run(self) -> ChannelGraph:
+    def run(self) -> dict[str, Any]:
         for tensor in self.trace.inputs:
             axis = 1 if tensor.dim() in (2, 4) else 0
             self._set(tensor, _along(self._new(tensor.shape[axis]), axis, tensor.shape))
@@ -82,15 +82,15 @@ class _Propagation:
         prediction = np.unique(np.concatenate([_core([t])[0].ravel() for t in outputs])) if outputs else image[:0]
         if not (prediction != CONSTANT).any():
             raise ValueError("no channel of the model reaches its output: there is nothing to follow")
-        return ChannelGraph(
-            self.size,
-            image,
-            prediction[prediction != CONSTANT],
-            self.steps,
-            {name: labels.numpy() for name, labels in self.parameters.items()},
-            np.concatenate(self.ties) if self.ties else np.zeros((0, 2), np.int64),
-            self.divided,
-        )
+        return {
+            "size": self.size,
+            "image": image,
+            "prediction": prediction[prediction != CONSTANT],
+            "steps": self.steps,
+            "parameters": {name: labels.numpy() for name, labels in self.parameters.items()},
+            "ties": np.concatenate(self.ties) if self.ties else np.zeros((0, 2), np.int64),
+            "divided": self.divided,
+        }
 
     # -- one operator ----------------------------------------------------------------------------------------------------
 

@@ -7,13 +7,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import nn
 
 from gossamer.channels import ChannelGraph, LayerCall
 from gossamer.connectivity import Connectivity
 from gossamer.layers import SparseConv2d
 from gossamer.tracing import Inputs
+from gossamer.transplant import transplant
 
 _PASSES = 10
 
@@ -131,14 +131,6 @@ def _install(model: nn.Module, masks: dict[str, np.ndarray]) -> int:
         old = layer.connectivity
         new = Connectivity.from_mask(mask, old.groups).drawn_like(old)
         if new != old:
-            layer.replace_connectivity(new, extend(layer.weight.detach(), old, new))
+            transplant(layer, new)
             added += new.connections - old.connections
     return added
-
-
-def extend(values: torch.Tensor, old: Connectivity, new: Connectivity) -> torch.Tensor:
-    """Rows [e, ...] of the old connections laid out for the new ones that contain them; zeros for what is new."""
-    at = torch.from_numpy(np.searchsorted(new.positions, old.positions)).to(values.device)
-    extended = values.new_zeros(new.connections, *values.shape[1:])
-    extended[at] = values
-    return extended
