@@ -418,6 +418,37 @@ class Count:
         return 0
 
 
+@dataclass(frozen=True)
+class Symmetry:
+    """How many channel permutations leave a network's connections unchanged, against density (paper, section 4): for both
+    patterns of sparse connections and for thinned networks with as many params.
+
+    Prints the table, draws the figure, and adds a line for each network to symmetry.jsonl.
+
+    Example: gossamer symmetry mnist --densities 0.003,0.01,0.03,0.1,0.3,1
+    """
+
+    model: Annotated[Model, tyro.conf.arg(help=MODEL_HELP)]
+    densities: Numbers = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    """Densities; 1 is the dense network."""
+    input: Shape | None = None
+    """Channels, height and width of one image; default: the network's own."""
+    seed: int = 0
+    """Seed of the patterns."""
+    out: Path = Path("runs/symmetry")
+    """Folder of the figure and the result lines."""
+    json: bool = False
+    """Print JSON, with every layer."""
+
+    def run(self) -> int:
+        from gossamer.experiments import symmetry
+
+        rows, files = symmetry.run(self.model, self.densities, self.out, shape=self.input, seed=self.seed)
+        print(json.dumps(rows, indent=1)) if self.json else symmetry.show(rows)
+        print(f"figure: {', '.join(map(str, files))}", file=sys.stderr)
+        return 0
+
+
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Train, tyro.conf.subcommand("train")]
@@ -428,6 +459,7 @@ Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Paper, tyro.conf.subcommand("paper")]
     | Annotated[Count, tyro.conf.subcommand("count")]
+    | Annotated[Symmetry, tyro.conf.subcommand("symmetry")]
 )
 DESCRIPTION = "Convolutional networks with sparse connections between channels: train, compare, count, measure."
 MARKERS = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)

@@ -1,0 +1,214 @@
+"""Symmetries against density (section 4): how many channel permutations sparse connections leave, and thin channels.
+
+`run` counts them in a network sparsified with both patterns and thinned to as many params, at each density; lines go to
+`symmetry.jsonl`, as every result does, and the figure and the table only read those.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gossamer import __version__, accounting, models, symmetry
+from gossamer.connectivity import PATTERNS, check_density
+from gossamer.experiments import results
+from gossamer.experiments.results import Row
+from gossamer.surgery import sparsify, thin
+from gossamer.thinning import _Plan
+
+FILE = "symmetry.jsonl"
+NETWORKS = {"thin": "thin, dense, as many params", **{name: f"sparse, {name}" for name in PATTERNS}}
+"""The curves: name -> label."""
+COLOURS = {"thin": "#1f77b4", "balanced": "#d62728", "uniform": "#ff7f0e"}
+MARKERS = {"thin": "o", "balanced": "s", "uniform": "^"}
+
+
+def run(
+    model: str, densities: Sequence[float], out: Path, *, shape: tuple[int, int, int] | None = None, seed: int = 0
+) -> tuple[list[Row], list[Path]]:
+    """Count the symmetries of every network and draw them; returns the result lines and the figure's files.
+
+    Each network is a line on stderr as it is done. At density 1 all are the dense network.
+    """
+    rows = []
+    for row in measure(model, densities, shape=shape, seed=seed):
+        results.append(out / FILE, row)
+        print(describe(row), file=sys.stderr)
+        rows.append(row)
+    return rows, draw(rows, out / model.replace(":", "-"), title=f"Symmetries of {model}")
+
+
+def measure(
+    model: str, densities: Sequence[float], *, shape: tuple[int, int, int] | None = None, seed: int = 0
+) -> Iterable[Row]:
+    """A result line for each network, by falling density. Raises ValueError for what cannot be made."""
+    for density in densities:
+        check_density(density)
+    torch.manual_seed(seed)
+    given = {"in_channels": shape[0], "image_size": shape[1]} if shape else {}
+    network = models.create(model, **given)
+    image: tuple[int, int, int] = shape or network.input_shape  # type: ignore[assignment]
+    sizes = _Sizes(network, image)
+    for density in sorted(set(densities), reverse=True):
+        if density == 1:
+            yield _row(model, network, "dense", image, sizes, density, 1.0, seed)
+            continue
+        patterns = {name: sparsify(network, density, pattern=name, seed=seed) for name in PATTERNS}
+        for name, sparse in patterns.items():
+            yield _row(model, sparse, name, image, sizes, density, 1.0, seed)
+        width = sizes.width(sizes.params(patterns["balanced"]))
+        yield _row(model, thin(network, width, image), "thin", image, sizes, density, width, seed)
+
+
+def _row(
+    model: str,
+    network: nn.Module,
+    name: str,
+    image: tuple[int, int, int],
+    sizes: _Sizes,
+    density: float,
+    width: float,
+    seed: int,
+) -> Row:
+    graph = symmetry.graph_of(network, image)
+    start = time.perf_counter()
+    found = symmetry.count(graph)
+    seconds = time.perf_counter() - start
+    return {
+        "run": f"{model}-{name}-{density:g}-s{seed}",
+        "model": model,
+        "network": name,
+        "density": density,
+        "width": width,
+        "seed": seed,
+        "image": list(image),
+        "params": sizes.params(network),
+        "log10": found.log10,
+        "exact": found.exact,
+        "lemma1": found.dense,
+        "channels": sum(layer.channels for layer in found.layers),
+        "distinct": sum(layer.distinct for layer in found.layers),
+        "seconds": round(seconds, 4),
+        "layers": [asdict(layer) for layer in found.layers],
+        "version": __version__,
+    }
+
+
+class _Sizes:
+    """Params of a dense network's relatives, and the width at which the thinned one has as many as asked."""
+
+    def __init__(self, network: nn.Module, image: tuple[int, int, int]) -> None:
+        cost = accounting.count(network, image)
+        self.names = [layer.name for layer in cost.layers if layer.kind == "conv" and not layer.classifier]
+        self.graph = symmetry.graph_of(network, image)
+        self.calls = {call.name: call for call in self.graph.layers if call.name in self.names}
+        self.kernels = {
+            name: network.get_parameter(call.weight).numel() * call.groups // (len(call.inputs) * len(call.outputs))
+            for name, call in self.calls.items()
+        }
+
+    def params(self, network: nn.Module) -> int:
+        return sum(network.get_parameter(f"{name}.weight").numel() for name in self.names)
+
+    def width(self, params: int) -> float:
+        """The depth multiplier whose network has the number of params nearest to these."""
+        low, high = 1e-4, 1.0
+        for _ in range(24):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._thinned(middle) < params else (low, middle)
+        return min(low, high, key=lambda width: abs(self._thinned(width) - params))
+
+    def _thinned(self, width: float) -> int:
+        plan = _Plan(self.graph, width, 1, divided=bool(self.graph.divided))
+        total = 0
+        for name, call in self.calls.items():
+            inputs, outputs = plan.size(call.inputs, name), plan.size(call.outputs, name)
+            total += self.kernels[name] * inputs * outputs // (plan.groups[call.weight] or inputs)
+        return total
+
+
+def describe(row: Row) -> str:
+    """A result line in one line of text."""
+    return (
+        f"{row['network']:<9} density {row['density']:<6g} {row['params']:>12,} params: {logarithm(row)} symmetries "
+        f"in {row['seconds']:.2f} s"
+    )
+
+
+def logarithm(row: Row) -> str:
+    """The number of symmetries as text; "<=" before an upper bound."""
+    return f"{'' if row['exact'] else '<= '}10^{row['log10']:.1f}"
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the table."""
+    from gossamer.experiments import tables
+
+    tables.show(
+        f"Channel permutations that leave the connections of {rows[0]['model']} unchanged",
+        ["network", "density", "width", "params", "channels", "told apart", "symmetries", "Lemma 1's product"],
+        [
+            [
+                row["network"],
+                f"{row['density']:g}",
+                f"{row['width']:.3g}",
+                f"{row['params']:,}",
+                f"{row['channels']:,}",
+                f"{row['distinct']:,}",
+                logarithm(row),
+                f"10^{row['lemma1']:.1f}",
+            ]
+            for row in rows
+        ],
+    )
+    print(
+        "symmetries: exact, or an upper bound after <=. told apart: signatures, as many as channels when the connections "
+        "tell every channel from the others.\nLemma 1's product: what a dense network of the same channels has."
+    )
+
+
+def draw(rows: Sequence[Row], stem: Path, *, title: str) -> list[Path]:
+    """Write the figure, as .svg and .png: log10 of the symmetries against density; hollow marks are upper bounds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for name, label in NETWORKS.items():
+        curve = sorted((row for row in rows if row["network"] in (name, "dense")), key=lambda row: row["density"])
+        if not curve:
+            continue
+        axes.plot(
+            [row["density"] for row in curve],
+            [row["log10"] for row in curve],
+            color=COLOURS[name],
+            linewidth=1.2,
+            label=label,
+        )
+        for row in curve:
+            axes.plot(
+                row["density"],
+                row["log10"],
+                MARKERS[name],
+                color=COLOURS[name],
+                markersize=5,
+                fillstyle="full" if row["exact"] else "none",
+            )
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(-0.2, 4 * max(1.0, *(row["log10"] for row in rows)))
+    axes.set_xlabel("density")
+    axes.set_ylabel("log10 (symmetries)")
+    axes.set_title(title, fontsize=10)
+    axes.grid(visible=True, which="major", linewidth=0.4)
+    axes.legend(fontsize=8)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    files = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png")]
+    for file in files:
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else {})
+    return files
