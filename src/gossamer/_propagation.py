@@ -1,8 +1,7 @@
 """Channel nodes followed through the operators of a trace: how a `ChannelGraph` is drawn.
 
 Every tensor gets a *label* tensor of its own shape that names the node of each element. Operators that only move data run on
-the labels themselves, so `cat`, `view`, `chunk`, channel shuffle and their like need no rules. Labels are int64, expanded
-(stride 0) along every axis where they do not vary, so they cost next to nothing.
+the labels themselves, so `cat`, `view`, `chunk`, channel shuffle and their like need no rules (`_labels`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from gossamer._labels import along, compact, concatenated, constant_along, core, restore
 from gossamer._nodes import CONSTANT, Join, LayerCall
 from gossamer.layers import SparseConv2d
 from gossamer.tracing import Call, Trace
@@ -72,14 +72,14 @@ class _Propagation:
     def run(self) -> dict[str, Any]:
         for tensor in self.trace.inputs:
             axis = 1 if tensor.dim() in (2, 4) else 0
-            self._set(tensor, _along(self._new(tensor.shape[axis]), axis, tensor.shape))
+            self._set(tensor, along(self._new(tensor.shape[axis]), axis, tensor.shape))
         image = np.arange(self.size)
         for call in self.trace.calls:
             self.call = call
             self._follow(call)
         self.call = None
         outputs = [self._get(t) for t in self.trace.outputs]
-        prediction = np.unique(np.concatenate([_core([t])[0].ravel() for t in outputs])) if outputs else image[:0]
+        prediction = np.unique(np.concatenate([core([t])[0].ravel() for t in outputs])) if outputs else image[:0]
         if not (prediction != CONSTANT).any():
             raise ValueError("no channel of the model reaches its output: there is nothing to follow")
         return {
@@ -131,7 +131,7 @@ class _Propagation:
             moved: Any = arguments[0].reshape(call.output.shape)
             self._note_division(first, call.output)
         elif name == "cat":
-            moved = _concatenated(*arguments)
+            moved = concatenated(*arguments)
         else:
             moved = call.operator(*arguments, **call.kwargs)
         if name in ("split", "split_with_sizes", "unbind"):
@@ -167,7 +167,7 @@ class _Propagation:
         labels = self._get(call.inputs[0])
         axes = _reduced_axes(call, labels.dim())
         for axis in axes:
-            labels = labels.narrow(axis, 0, 1) if _constant_along(labels, axis) else labels
+            labels = labels.narrow(axis, 0, 1) if constant_along(labels, axis) else labels
         if any(labels.shape[axis] > 1 for axis in axes):
             labels = self._mixed(labels, axes)
         for output in call.outputs:
@@ -176,10 +176,10 @@ class _Propagation:
 
     def _mixed(self, labels: Tensor, axes: tuple[int, ...]) -> Tensor:
         """One new node that depends on all channels of the reduced axes."""
-        core, varying = _core([labels])
+        values, varying = core([labels])
         if not set(varying) <= set(axes):
             self._fail("a reduction over some of the axes that hold channels")
-        parents = np.unique(core[core != CONSTANT])
+        parents = np.unique(values[values != CONSTANT])
         node = self._new(1)
         self.steps.append(Join(np.full(len(parents), int(node)), parents))
         return node.expand([1 if a in axes else n for a, n in enumerate(labels.shape)])
@@ -217,8 +217,8 @@ class _Propagation:
 
     def _joined(self, operands: list[Tensor], shape: Sequence[int]) -> Tensor:
         """Nodes that depend on those of every operand; where all agree, the node itself."""
-        core, axes = _core(operands)
-        rows = np.sort(core.reshape(len(operands), -1).T, axis=1)
+        values, axes = core(operands)
+        rows = np.sort(values.reshape(len(operands), -1).T, axis=1)
         same = (rows == rows[:, -1:]) | (rows == CONSTANT)
         result = rows[:, -1].copy()
         mixed = np.flatnonzero(~same.all(1))
@@ -231,14 +231,14 @@ class _Propagation:
             self.steps.append(Join(child[keep], parent[keep]))
             varying = [k for k, t in enumerate(operands) if self._varies(t, axes)]
             for k in varying:  # the child goes with every operand that has channels of its own
-                pairs = np.stack([result, core[k].ravel()], 1)[mixed]
+                pairs = np.stack([result, values[k].ravel()], 1)[mixed]
                 self.ties.append(pairs[pairs[:, 1] != CONSTANT])
-        return _restore(torch.from_numpy(result), axes, shape)
+        return restore(torch.from_numpy(result), axes, shape)
 
     def _tie(self, operands: list[Tensor]) -> None:
         """Couple the nodes that meet in one element, except those of an operand broadcast over the channels."""
-        core, axes = _core(operands)
-        varying = [core[k].ravel() for k, t in enumerate(operands) if self._varies(t, axes)]
+        values, axes = core(operands)
+        varying = [values[k].ravel() for k, t in enumerate(operands) if self._varies(t, axes)]
         for other in varying[1:]:
             pairs = np.unique(np.stack([varying[0], other], 1), axis=0)
             self.ties.append(pairs[(pairs[:, 0] != pairs[:, 1]) & (pairs != CONSTANT).all(1)])
@@ -290,7 +290,7 @@ class _Propagation:
         labels = self._get(x)
         if any(a != axis and n > 1 and labels.stride(a) for a, n in enumerate(x.shape)):
             self._fail("channels that depend on the position in the image")
-        inputs = _core([labels], [axis])[0].ravel()
+        inputs = core([labels], [axis])[0].ravel()
         outputs = self._new(sparse.out_channels if sparse else weight.shape[0]).numpy()
         step = LayerCall(
             name.rpartition(".")[0], name, kind, inputs, outputs, groups, sparse.connectivity if sparse else None
@@ -300,7 +300,7 @@ class _Propagation:
         made = torch.from_numpy(outputs)
         if bias is not None and self._parameter(bias) is not None:
             self._tie([made, self._get(bias)])
-        self._set(call.output, _along(made, axis, call.output.shape))
+        self._set(call.output, along(made, axis, call.output.shape))
 
     def _couple(self, step: LayerCall) -> None:
         """A depthwise convolution's channels go with its inputs'; the uses of a shared layer go together."""
@@ -323,7 +323,7 @@ class _Propagation:
     def _set(self, tensor: Tensor, labels: Tensor) -> None:
         if labels.shape != tensor.shape:
             labels = labels.expand(tensor.shape)
-        self.labels[id(tensor)] = _compact(labels)
+        self.labels[id(tensor)] = compact(labels)
 
     def _get(self, tensor: Tensor) -> Tensor:
         labels = self.labels.get(id(tensor))
@@ -348,7 +348,7 @@ class _Propagation:
 
     def _is_constant(self, tensor: Tensor) -> bool:
         labels = self._get(tensor)
-        return bool((_core([labels])[0] == CONSTANT).all())
+        return bool((core([labels])[0] == CONSTANT).all())
 
     def _belongs_to_parameters(self, labels: Tensor) -> bool:
         first = int(labels[(0,) * labels.dim()]) if labels.numel() else CONSTANT
@@ -356,7 +356,7 @@ class _Propagation:
 
     def _note_parts(self, tensor: Tensor, parts: int) -> None:
         labels = self._get(tensor)
-        nodes = np.unique(_core([labels])[0])
+        nodes = np.unique(core([labels])[0])
         if parts > 1 and len(nodes) > 1:
             self.divided.append((nodes[nodes != CONSTANT], parts))
 
@@ -380,63 +380,6 @@ _RULES: dict[str, Callable[[_Propagation, Call], None]] = {
     "constant_pad_nd": _Propagation._padded,
     "convolution": _Propagation._convolution,
 }
-
-
-# -- label tensors -----------------------------------------------------------------------------------------------------
-
-
-def _along(nodes: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
-    """Nodes laid along one axis of a tensor of this shape."""
-    return nodes.reshape([-1 if a == axis else 1 for a in range(len(shape))]).expand(tuple(shape))
-
-
-def _constant_along(labels: Tensor, axis: int) -> bool:
-    return labels.shape[axis] <= 1 or labels.stride(axis) == 0
-
-
-def _compact(labels: Tensor) -> Tensor:
-    """The same labels, expanded (stride 0) along every axis where they do not vary."""
-    core = labels
-    for axis in (a for a in range(labels.dim()) if labels.stride(a) == 0):
-        core = core.narrow(axis, 0, min(1, core.shape[axis]))
-    for axis in reversed(range(labels.dim())):
-        first = core.narrow(axis, 0, min(1, core.shape[axis]))
-        if core.shape[axis] > 1 and torch.equal(core, first.expand(core.shape)):
-            core = first
-    return core.expand(labels.shape)
-
-
-def _concatenated(operands: list[Tensor], axis: int = 0) -> Tensor:
-    """`torch.cat` that leaves axes along which nothing varies as they are."""
-    still = [a for a in range(operands[0].dim()) if a != axis % operands[0].dim()]
-    still = [a for a in still if all(_constant_along(t, a) for t in operands)]
-    cut = operands
-    for a in still:
-        cut = [t.narrow(a, 0, min(1, t.shape[a])) for t in cut]
-    whole = torch.cat(cut, axis)
-    return whole.expand([operands[0].shape[a] if a in still else n for a, n in enumerate(whole.shape)])
-
-
-def _core(operands: list[Tensor], always: Sequence[int] = ()) -> tuple[np.ndarray, list[int]]:
-    """What remains of labels of one shape when the axes along which none varies are cut to one element.
-
-    Returns the stacked remains [operands, ...] and the axes that were kept whole.
-    """
-    axes = [
-        a for a in range(operands[0].dim()) if a in always or any(t.shape[a] > 1 and t.stride(a) != 0 for t in operands)
-    ]
-    cut = []
-    for labels in operands:
-        for a in range(labels.dim()):
-            if a not in axes:
-                labels = labels.narrow(a, 0, min(1, labels.shape[a]))
-        cut.append(labels.numpy())
-    return np.stack(cut), axes
-
-
-def _restore(core: Tensor, axes: list[int], shape: Sequence[int]) -> Tensor:
-    """The inverse of `_core`, for one tensor."""
-    return core.reshape([n if a in axes else 1 for a, n in enumerate(shape)]).expand(tuple(shape))
 
 
 def _reduced_axes(call: Call, dims: int) -> tuple[int, ...]:
