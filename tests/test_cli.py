@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "sweep", "report", "paper", "count")
+COMMANDS = ("demo", "train", "evaluate", "predict", "sweep", "grow", "report", "paper", "count", "symmetry")
 
 
 def gossamer(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -106,7 +106,7 @@ def test_an_unknown_experiment_lists_those_there_are() -> None:
 def test_paper_lists_every_figure_and_table() -> None:
     ended = gossamer("paper")
     assert ended.returncode == 0
-    for name in ("figure2", "figure3", "figure4", "figure5", "table1"):
+    for name in ("figure2", "figure3", "figure4", "figure5", "figure6", "table1"):
         assert re.search(rf"^{name}$", ended.stdout, re.MULTILINE)
 
 

@@ -351,26 +351,27 @@ class Paper:
     """Runs at once on this machine."""
 
     def run(self) -> int:
-        from gossamer.experiments import job, paper, tables, workers
+        from gossamer.experiments import paper, tables
 
         if not self.name:
             tables.show_experiments(paper.EXPERIMENTS)
             return 0
         experiment = paper.find(self.name)
+        sizes = experiment.some(self.only.split(",")) if self.only else experiment.sizes
         if self.count_only:
-            counted = paper.counts(experiment)
+            counted = paper.counts(experiment, sizes)
             print(json.dumps(counted, indent=1)) if self.json else tables.show_counts(experiment, counted)
             return 0
+        from gossamer.experiments import grow, job, workers
+
         fields = ("data", "data_root", "epochs", "batch_size", "lr", "threads", "workers")
         given = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
-        return job.run(
-            replace(experiment.base, **given),
-            experiment.some(self.only.split(",")) if self.only else experiment.sizes,
-            self._folder(),
-            rounds=self.rounds or experiment.rounds,
-            execute=partial(workers.processes, jobs=self.jobs),
-            paper=self.name,
-        )
+        base, rounds = replace(experiment.base, **given), self.rounds or experiment.rounds
+        if experiment.starts:
+            courses = grow.courses(experiment.starts, experiment.periods, ("zero",))
+            return grow.run(base, courses, self._folder(), rounds=rounds)
+        execute = partial(workers.processes, jobs=self.jobs)
+        return job.run(base, sizes, self._folder(), rounds=rounds, execute=execute, paper=self.name)
 
     def _folder(self) -> Path:
         return self.out or Path("runs") / self.name

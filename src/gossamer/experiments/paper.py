@@ -38,6 +38,10 @@ class Experiment:
     rounds: int
     says: str
     printed: dict[str, Printed] = field(default_factory=dict)
+    starts: tuple[float, ...] = ()
+    """Densities to grow from (Figure 6), beside training the dense network from scratch."""
+    periods: tuple[int, ...] = ()
+    """Steps after which the connections double (Figure 6)."""
 
     def some(self, names: Sequence[str]) -> list[Size]:
         """The networks of these names; a `ValueError` that lists the names otherwise."""
@@ -124,6 +128,15 @@ EXPERIMENTS = {
         rounds=1,
         says="about 7 times fewer params than VGG-16 at comparable precision; networks down to 1/30 of VGG-16n",
     ),
+    "figure6": Experiment(
+        title="Figure 6: Inception V3 on ImageNet, P@1 while the network grows from almost empty to dense",
+        base=INCEPTION,
+        sizes=(Size.dense(),),
+        rounds=1,
+        says="every growing network catches up with the dense one, some with small gains, and recovers quickly",
+        starts=(0.01, 0.001),
+        periods=(10_000, 25_000, 50_000),
+    ),
     "table1": Experiment(
         title="Table 1: Inception V3 on ImageNet after 100 epochs",
         base=INCEPTION,
@@ -142,12 +155,12 @@ def find(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
-def counts(experiment: Experiment) -> list[dict[str, Any]]:
-    """Params and madds of every network of the experiment, untrained, beside what the paper prints: one dict a row."""
+def counts(experiment: Experiment, sizes: Sequence[Size]) -> list[dict[str, Any]]:
+    """Params and madds of networks of the experiment, untrained, beside what the paper prints: one dict a network."""
     from gossamer.experiments.networks import counted
 
     rows = []
-    for size in experiment.sizes:
+    for size in sizes:
         cost = counted(replace(experiment.base, width=size.width, density=size.density))
         printed = experiment.printed.get(size.name)
         rows.append(

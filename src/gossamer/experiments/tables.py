@@ -56,8 +56,16 @@ def show_experiments(experiments: Mapping[str, Experiment]) -> None:
         print(
             f"{name}\n    {experiment.title}\n    {base.model} on {base.data}: {experiment.rounds} rounds of "
             f"{base.epochs} epochs, batch {base.batch_size}, {base.optimizer} {base.lr:g}, pattern {base.pattern}\n"
-            f"    {', '.join(size.name for size in experiment.sizes)}\n    The paper: {experiment.says}"
+            f"    {', '.join(size.name for size in experiment.sizes)}{_growth(experiment)}\n"
+            f"    The paper: {experiment.says}"
         )
+
+
+def _growth(experiment: Experiment) -> str:
+    if not experiment.starts:
+        return ""
+    starts, periods = (" or ".join(f"{n:g}" for n in numbers) for numbers in (experiment.starts, experiment.periods))
+    return f"; grown from density {starts}, doubling every {periods} steps"
 
 
 def show_counts(experiment: Experiment, counted: Sequence[dict[str, Any]]) -> None:
