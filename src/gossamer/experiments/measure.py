@@ -27,7 +27,8 @@ def measure(model: nn.Module, input_shape: tuple[int, int, int], *, batch: int =
     """
     device = next(model.parameters()).device
     copies = [
-        copy.deepcopy(model).to(memory_format=layout) for layout in (torch.contiguous_format, torch.channels_last)
+        copy.deepcopy(model).to(memory_format=layout)  # type: ignore[call-overload]
+        for layout in (torch.contiguous_format, torch.channels_last)
     ]
     image, images = (torch.randn(n, *input_shape, device=device) for n in (1, batch))
     return {
