@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from gossamer import data
 from gossamer._rng import derive
 from gossamer.data.split import steps_per_epoch
-from gossamer.layers import SparseConv2d
 from gossamer.training import build, checkpoint
 from gossamer.training.config import TrainConfig, learning_rate
 from gossamer.training.distributed import Team
@@ -72,16 +71,19 @@ class Run:
         self.steps_per_epoch = steps_per_epoch(len(self.dataset.train), self.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.model = build.build_model(config, self.dataset).to(device)
-        # oneDNN's dense convolutions are faster channels-last; sparse ones read whole channel planes.
-        sparse = any(isinstance(module, SparseConv2d) for module in self.model.modules())
-        self.layout = torch.contiguous_format if sparse else torch.channels_last
-        self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
-        self.parallel = self.team.wrap(self.model)
+        self._arrange()
         self.optimizer = build.make_optimizer(config, self.model)
         self.growth = build.make_growth(config, self.model, self.optimizer, self.total_steps)
         self.half = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
         self.start_clock()
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp and self.half == torch.float16)
+
+    def _arrange(self) -> None:
+        """Lay the model out for its density, and wrap it anew, since its parameters may have changed their sizes."""
+        # oneDNN's dense convolutions are faster channels-last; sparse ones read whole channel planes.
+        self.layout = torch.channels_last if build.density(self.model) == 1 else torch.contiguous_format
+        self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.parallel = self.team.wrap(self.model)
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 images as the network takes them."""
@@ -111,7 +113,7 @@ class Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.growth is not None and self.growth.step():
-            self.parallel = self.team.wrap(self.model)
+            self._arrange()
         self._account(loss.item(), int((outputs.argmax(1) == labels).sum()), len(labels))
 
     def _account(self, loss: float, correct: int, images: int) -> None:
@@ -175,7 +177,7 @@ class Run:
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`; sparse layers take over the patterns in it."""
         self.model.load_state_dict(state["model"])
-        self.parallel = self.team.wrap(self.model)
+        self._arrange()
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
