@@ -108,7 +108,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Con
         return state, patterns
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
-    except (SafetensorError, KeyError, IndexError, TypeError) as error:
+    except (SafetensorError, json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 

@@ -147,15 +147,19 @@ class _Plan:
         return math.ceil(multiplier * len(call.inputs) / 2 - 1e-9)  # pairs: with one channel each it would be depthwise
 
     def _multiples(self, divided: bool) -> np.ndarray:
+        """What each atom's size must be a multiple of, so that groups (and, if `divided`, other parts) come out equal."""
+        cuts = [
+            (nodes, self.groups[weight])
+            for weight, call in self.layers.items()
+            if self.groups[weight] > 1
+            for nodes in (call.inputs, call.outputs)
+        ]
         multiples = np.ones(len(self.before), dtype=np.int64)
-        for weight, call in self.layers.items():
-            if self.groups[weight] > 1:
-                for nodes in (call.inputs, call.outputs):
-                    touched = np.unique(self.atom[nodes[nodes != CONSTANT]])
-                    multiples[touched] = np.lcm(multiples[touched], self.groups[weight])
-        for nodes, parts in self.graph.divided if divided else ():
-            touched = np.unique(self.atom[nodes])
-            multiples[touched] = np.lcm(multiples[touched], parts)
+        for nodes, parts in cuts + (self.graph.divided if divided else []):
+            there = np.bincount(self.atom[nodes[nodes != CONSTANT]], minlength=len(self.before))
+            touched = np.flatnonzero(there)
+            pieces = np.maximum(1, self.before[touched] // there[touched]) if divided else 1  # the axis may hold a part
+            multiples[touched] = np.lcm(multiples[touched], parts * pieces)
         return multiples
 
 
