@@ -139,6 +139,36 @@ def test_a_run_that_fails_or_dies_is_recorded_and_the_others_go_on(
     assert set(again.values()) == {"done"}
 
 
+def test_a_sweep_decodes_image_folders_in_worker_processes(settings: TrainConfig, tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for part, number in (("train", 8), ("val", 4)):
+        for label in ("dark", "light"):
+            (tmp_path / part / label).mkdir(parents=True)
+            for index in range(number):
+                pixels = rng.integers(0, 128, (40, 40, 3)) + (128 if label == "light" else 0)
+                Image.fromarray(pixels.astype("uint8")).save(tmp_path / part / label / f"{index}.jpg")
+    base = replace(settings, model="cifar", data=str(tmp_path), image_size=32, epochs=1, batch_size=8, workers=1)
+    (row,) = sweep(base, [Size.sparse(0.5)], tmp_path / "sweep", _untimed)
+    assert row["status"] == "done", row.get("traceback")
+    assert row["skipped"] == 0
+
+
+def test_ray_runs_the_same_sweep(settings: TrainConfig, finished: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the cluster test needs the package ray (extra: cluster)")
+    out = tmp_path / "sweep"
+    options = ["--epochs", "2", "--batch-size", "64", "--threads", "1", "--densities", "0.1", "--ray", "local"]
+    command = [sys.executable, "-m", "gossamer", "sweep", "mnist", "--data", "digits", *options, "--out", str(out)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    alone = {row["run"]: row["accuracy"] for row in results.read(finished)}
+    rows = results.read(out)
+    assert {row["run"] for row in rows} == {"thin-0.3162-r0", "sparse-0.1-r0"}
+    assert all(row["accuracy"] == alone[row["run"]] and row["ms_image"] > 0 for row in rows)
+
+
 def _untimed(runs: Sequence[Run], folder: Path) -> Iterator[Row]:
     """The runs one by one, in processes, without measuring."""
     return workers.each(runs, folder, 1, partial(train_run, progress=False, timed=False))
