@@ -156,6 +156,19 @@ def test_a_sweep_decodes_image_folders_in_worker_processes(settings: TrainConfig
     assert row["skipped"] == 0
 
 
+def test_torchrun_trains_each_run_in_all_its_processes_and_keeps_one_line(tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    options = ["--epochs", "1", "--batch-size", "64", "--threads", "1", "--densities", "0.1", "--out", str(out)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "gossamer", "sweep", "mnist", "--data", "digits", *options]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("2 runs, 0 of them there already") == 1
+    lines = [json.loads(line) for line in (out / results.FILE).read_text().splitlines()]
+    assert [row["run"] for row in lines] == ["thin-0.3162-r0", "sparse-0.1-r0"]
+    assert all(row["status"] == "done" for row in lines), lines
+
+
 def test_ray_runs_the_same_sweep(settings: TrainConfig, finished: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the cluster test needs the package ray (extra: cluster)")
     out = tmp_path / "sweep"

@@ -28,7 +28,8 @@ def run(
     """
     check(base)
     if "RANK" in os.environ:
-        rows = sweep(base, sizes, folder, workers.in_place, rounds=rounds, paper=paper)
+        say = print if os.environ["RANK"] == "0" else _silent
+        rows = sweep(base, sizes, folder, workers.in_place, rounds=rounds, paper=paper, say=say)
     else:
         execute = execute or workers.processes
         rows = sweep(base, sizes, folder, execute, workers.measured, rounds=rounds, paper=paper, again=again)
@@ -41,6 +42,10 @@ def run(
     if bad:
         print(f"{len(bad)} runs failed; the same command tries them again")
     return 1 if bad else 0
+
+
+def _silent(_: str) -> None:
+    """For the processes of torchrun that are not the first."""
 
 
 def check(base: TrainConfig) -> None:

@@ -43,9 +43,14 @@ def measured(runs: Sequence[Run], folder: Path) -> Iterator[Row]:
 
 
 def in_place(runs: Sequence[Run], folder: Path) -> Iterator[Row]:
-    """Do the runs in this very process, one after the other: under torchrun, whose processes all take part in each."""
+    """Do the runs in this very process, one after the other: under torchrun, whose processes all take part in each.
+
+    The first process alone yields the lines.
+    """
     for run in runs:
-        yield guarded(run, functools.partial(train_run, run, folder, progress=True, timed=False))
+        row = guarded(run, functools.partial(train_run, run, folder, progress=True, timed=False))
+        if os.environ["RANK"] == "0":
+            yield row
 
 
 def on_ray(runs: Sequence[Run], folder: Path, *, address: str, cpus: float = 1, gpus: float = 0) -> Iterator[Row]:
