@@ -21,8 +21,9 @@ TRAIN = """
 import json, sys
 from gossamer.training.config import TrainConfig
 from gossamer.training.trainer import train
-config, out, resume = json.loads(sys.argv[1])
-train(TrainConfig.from_dict(config), out, resume=resume)
+config, folders, resume = json.loads(sys.argv[1])
+for out in folders:
+    train(TrainConfig.from_dict(config), out, resume=resume)
 """
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -36,12 +37,15 @@ def config() -> TrainConfig:
 
 @pytest.fixture
 def start() -> Start:
-    """Start a training run in a process of its own, by way of `prefix` (python, or torchrun)."""
+    """Start a training run in a process of its own, by way of `prefix` (torchrun); then the same run into `again`."""
 
-    def run(config: TrainConfig, out: Path, *prefix: str, resume: bool = False) -> subprocess.Popen[str]:
+    def run(
+        config: TrainConfig, out: Path, *prefix: str, resume: bool = False, again: Path | None = None
+    ) -> subprocess.Popen[str]:
         script = out.parent / "train_once.py"
         script.write_text(TRAIN)
-        arguments = json.dumps([config.to_dict(), str(out), resume])
+        folders = [str(folder) for folder in (out, again) if folder is not None]
+        arguments = json.dumps([config.to_dict(), folders, resume])
         python_path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
         environment: dict[str, Any] = {
             **os.environ,

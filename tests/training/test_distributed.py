@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from gossamer.data.split import Share
 from gossamer.training import build, checkpoint
 from gossamer.training.config import TrainConfig
-from gossamer.training.distributed import Team, processes
+from gossamer.training.distributed import Team, join
 from gossamer.training.folder import RunFolder
 from gossamer.training.run import Run
 from gossamer.training.trainer import train
@@ -36,8 +36,9 @@ def test_two_processes_reach_the_weights_of_one_also_when_stopped(
 ) -> None:
     config = replace(config, model="networks:plain", density=0.5, epochs=20, lr=0.02)
     alone = train(config, tmp_path / "one", progress=False)
-    output = finish(start(config, tmp_path / "two", *TORCHRUN))
-    assert output.count("epoch 20/20") == 1  # one process speaks
+    output = finish(start(config, tmp_path / "two", *TORCHRUN, again=tmp_path / "again"))
+    assert same_model(tmp_path / "two", tmp_path / "again")
+    assert output.count("epoch 20/20") == 2  # of each run, one process speaks
     assert f"test {alone.accuracy:.2%}" in output
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
@@ -62,15 +63,15 @@ def test_a_batch_that_cannot_be_shared_is_an_error(tmp_path: Path, config: Train
 
 
 def test_one_process_alone_is_a_team() -> None:
-    with processes("cpu") as team:
-        assert team.leads
-        assert team.sum(1, 2.5) == [1, 2.5]
-        model = torch.nn.Linear(1, 1)
-        assert team.wrap(model) is model
+    team = join("cpu")
+    assert team.leads
+    assert team.sum(1, 2.5) == [1, 2.5]
+    model = torch.nn.Linear(1, 1)
+    assert team.wrap(model) is model
 
 
 def test_a_gpu_that_is_not_there() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(ValueError, match="finds no GPU"), processes("cuda"):
-        pass
+    with pytest.raises(ValueError, match="finds no GPU"):
+        join("cuda")

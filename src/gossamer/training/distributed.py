@@ -7,6 +7,7 @@ statistics are process 0's.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,20 +69,20 @@ class Team:
             self.wait()
 
 
-@contextmanager
-def processes(device: str = "auto") -> Iterator[Team]:
-    """The team this process belongs to: torchrun's, or itself alone. `device` is "auto", "cpu" or "cuda"."""
+def join(device: str = "auto") -> Team:
+    """The team this process belongs to: torchrun's, or itself alone. `device` is "auto", "cpu" or "cuda".
+
+    The processes meet once and stay together for all runs to come, until they end.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but PyTorch finds no GPU here; use cpu or auto")
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    if "RANK" not in os.environ or dist.is_initialized():
-        yield Team(Share(), torch.device(kind))
-        return
-    place = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device("cpu")
+    if "RANK" not in os.environ and not dist.is_initialized():
+        return Team(Share(), torch.device(kind))
+    place = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-    try:
-        yield Team(Share(dist.get_rank(), dist.get_world_size()), place)
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return Team(Share(dist.get_rank(), dist.get_world_size()), place)

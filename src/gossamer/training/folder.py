@@ -65,7 +65,16 @@ class RunFolder:
         if differ:
             pairs = ", ".join(f"{name}={there[name]} there and {ours[name]} now" for name in differ)
             raise ValueError(f"{self.path} holds a run with other settings ({pairs}); give another folder")
-        return Result(**json.loads(self.result.read_text())) if self.result.exists() else None
+        return self.read_result() if self.result.exists() else None
+
+    def read_result(self) -> Result:
+        """How the run ended. Raises FileNotFoundError or ValueError."""
+        if not self.result.is_file():
+            raise FileNotFoundError(f"{self.path} holds no finished run: it has no {self.result.name}")
+        try:
+            return Result(**json.loads(self.result.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.result} is damaged or from another version: {error}") from None
 
     def start(self, config: TrainConfig, description: Description) -> None:
         """Make the folder and write what the model needs to be built again."""

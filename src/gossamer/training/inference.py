@@ -15,7 +15,7 @@ from gossamer.data import Description
 from gossamer.data.folder import UNREADABLE, read_picture
 from gossamer.storage import load as load_model
 from gossamer.training import build
-from gossamer.training.distributed import processes
+from gossamer.training.distributed import join
 from gossamer.training.evaluation import evaluate as _evaluate
 from gossamer.training.evaluation import logits
 from gossamer.training.folder import RunFolder
@@ -50,13 +50,13 @@ def evaluate(run: str | Path, *, data_root: str | None = None) -> dict[str, Any]
     dataset = build.load_data(dataclasses.replace(config, data_root=data_root or config.data_root))
     if (dataset.classes, dataset.image_shape) != (description.classes, description.image_shape):
         raise ValueError(f"{config.data} has other classes or images now than when {run} was trained")
-    with processes(config.device) as team:
-        model.to(team.device)
+    team = join(config.device)
+    model.to(team.device)
 
-        def prepare(images: torch.Tensor) -> torch.Tensor:
-            return description.normalise(images.to(team.device))
+    def prepare(images: torch.Tensor) -> torch.Tensor:
+        return description.normalise(images.to(team.device))
 
-        loss, accuracy = _evaluate(model, dataset.test, prepare, config.batch_size, team)
+    loss, accuracy = _evaluate(model, dataset.test, prepare, config.batch_size, team)
     skipped = dict(dataset.test.skipped)
     return {
         "run": str(run),

@@ -17,7 +17,7 @@ from gossamer.accounting import count
 from gossamer.storage import save as save_model
 from gossamer.training import build, checkpoint
 from gossamer.training.config import TrainConfig
-from gossamer.training.distributed import processes
+from gossamer.training.distributed import join
 from gossamer.training.folder import Result, RunFolder, machine
 from gossamer.training.interrupt import StopRequest, stop_requests
 from gossamer.training.progress import Reporter
@@ -43,7 +43,8 @@ def train(
     Raises ValueError or an OSError such as FileNotFoundError for impossible requests, `Interrupted` after Ctrl-C and
     `DivergenceError` when the loss is no number; each is one sentence.
     """
-    with processes(config.device) as team, _settings(config):
+    team = join(config.device)
+    with _settings(config):
         folder = RunFolder(out)
         ended = folder.claim(config, resume)
         team.wait()  # none writes before all have looked
