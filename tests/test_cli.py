@@ -172,6 +172,16 @@ def test_ctrl_c_ends_with_130_and_says_what_goes_on(tmp_path: Path) -> None:
     assert str(out) in complaint
 
 
+def test_a_run_that_diverges_ends_with_1_and_one_sentence(tmp_path: Path) -> None:
+    ended = gossamer(
+        "train", "mnist", "--lr", "1e30", "--epochs", "2", "--threads", "1", "--out", str(tmp_path / "run")
+    )
+    assert ended.returncode == 1, ended.stderr
+    (line,) = ended.stderr.strip().splitlines()
+    assert "not a number at step" in line
+    assert "learning rate" in line
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     program = f"{sys.executable} -m gossamer --help | head -c 1; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False, env={**os.environ})

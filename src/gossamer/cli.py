@@ -1,6 +1,6 @@
 """The `gossamer` command: each subcommand is a dataclass of its options; nothing heavy is imported before its `run`.
 
-Exit codes: 0 done; 1 some runs failed; 2 the request was wrong (one sentence on stderr); 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 a run failed; 2 the request was wrong (one sentence on stderr); 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -507,8 +507,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone, as in `gossamer paper | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:  # the last: a run that diverged
         if os.environ.get("GOSSAMER_TRACEBACK"):
             raise
         print(f"gossamer: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, FloatingPointError) else 2
