@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from itertools import pairwise, permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -389,3 +391,10 @@ def test_a_graph_in_place_of_a_model() -> None:
         gs.symmetry.count(nets.Residual())
     with pytest.raises(ValueError, match="cannot follow the channels"):
         gs.symmetry.signatures(nets.Attending(), nets.IMAGE)
+
+
+def test_the_page_on_symmetry_runs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "symmetry.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    assert code.count("assert") >= 8
+    exec(compile(code, "docs/symmetry.md", "exec"), {})

@@ -21,6 +21,7 @@ from gossamer.experiments import results
 from gossamer.experiments.results import Row
 from gossamer.surgery import sparsify, thin
 from gossamer.thinning import _Plan
+from gossamer.training.folder import machine
 
 FILE = "symmetry.jsonl"
 NETWORKS = {"thin": "thin, dense, as many params", **{name: f"sparse, {name}" for name in PATTERNS}}
@@ -34,11 +35,12 @@ def run(
 ) -> tuple[list[Row], list[Path]]:
     """Count the symmetries of every network and draw them; returns the result lines and the figure's files.
 
-    Each network is a line on stderr as it is done. At density 1 all are the dense network.
+    Each network is a line on stderr as it is done, and one in the file, which leaves out the layers. At density 1 all are the
+    dense network.
     """
     rows = []
     for row in measure(model, densities, shape=shape, seed=seed):
-        results.append(out / FILE, row)
+        results.append(out / FILE, {key: value for key, value in row.items() if key != "layers"})
         print(describe(row), file=sys.stderr)
         rows.append(row)
     return rows, draw(rows, out / model.replace(":", "-"), title=f"Symmetries of {model}")
@@ -97,6 +99,7 @@ def _row(
         "seconds": round(seconds, 4),
         "layers": [asdict(layer) for layer in found.layers],
         "version": __version__,
+        "machine": machine(torch.device("cpu")),
     }
 
 
