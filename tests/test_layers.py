@@ -157,10 +157,14 @@ def test_compiles_whole_and_exports(dtype: torch.dtype) -> None:
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
-def test_autocast() -> None:
-    layer = gs.SparseConv2d(4, 6, 3, density=0.5)
+def test_a_network_trains_under_autocast() -> None:
+    model = nn.Sequential(
+        gs.SparseConv2d(4, 6, 3, density=0.5), nn.Conv2d(6, 6, 1), gs.SparseConv2d(6, 2, 3, density=0.5)
+    )
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer(torch.randn(1, 4, 5, 5)).dtype == torch.bfloat16
+        out = model(torch.randn(1, 4, 7, 7))
+    out.float().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
 def test_bad_arguments() -> None:

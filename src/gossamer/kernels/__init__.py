@@ -127,10 +127,12 @@ for _name, _formula in (
 
 
 def _autocast(operator: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
+    """Cast to autocast's precision; on the CPU to float32, the native kernels' own, which saves more than bfloat16 would."""
+
     def run(first: Tensor, second: Tensor, *rest: Any) -> Tensor:
-        dtype = torch.get_autocast_dtype(device)
+        dtype = torch.float32 if device == "cpu" else torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            return operator(*(t.to(dtype) if t.dtype == torch.float32 else t for t in (first, second)), *rest)
+            return operator(*(t if t.dtype == torch.float64 else t.to(dtype) for t in (first, second)), *rest)
 
     return run
 
