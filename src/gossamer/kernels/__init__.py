@@ -127,7 +127,7 @@ for _name, _formula in (
 
 
 def _autocast(operator: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
-    """Cast to autocast's precision; on the CPU to float32, the native kernels' own, which saves more than bfloat16 would."""
+    """Cast to the precision of autocast; on the CPU to float32, the only one the native kernels know."""
 
     def run(first: Tensor, second: Tensor, *rest: Any) -> Tensor:
         dtype = torch.float32 if device == "cpu" else torch.get_autocast_dtype(device)
