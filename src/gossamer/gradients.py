@@ -52,7 +52,7 @@ class DenseGradients:
             raise ValueError(
                 f"no gradient has reached layer {name!r}: run a backward pass of the uncompiled model first"
             )
-        total = self._sums.get(layer, layer.weight.new_zeros(0))
+        total = self._sums.get(layer, layer.weight.new_zeros(0, *layer.kernel_size))
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
         return total.detach().double().flatten(1).square().sum(1).numpy(force=True)
