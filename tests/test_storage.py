@@ -55,6 +55,13 @@ def test_dense_models_and_bare_layers_too(tmp_path: Path) -> None:
         assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
 
 
+def test_the_same_model_is_the_same_file(tmp_path: Path) -> None:
+    model = gs.sparsify(nets.Residual(), 0.3)
+    for name in "abc":
+        gs.save(model, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+
+
 def test_bytes_follow_the_density(tmp_path: Path) -> None:
     sizes = {}
     for density in (0.05, 0.1, 1.0):
@@ -88,8 +95,11 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         gs.load(nets.Residual(), path)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         gs.load(nets.Residual(), tmp_path / "nothing")
-    save_file({"gaps": torch.zeros(1)}, path, {"format": "gossamer-1", "patterns": "{"})
+    save_file({"gaps": torch.zeros(1)}, path, {"gossamer": "{"})
     with pytest.raises(ValueError, match="damaged"):
+        gs.load(nets.Residual(), path)
+    save_file({"gaps": torch.zeros(1)}, path, {"gossamer": '{"version": 9}'})
+    with pytest.raises(ValueError, match="has version 9 of the format, this reads 1"):
         gs.load(nets.Residual(), path)
 
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from gossamer.connectivity import PATTERNS, Connectivity
 from gossamer.layers import SparseConv2d
 
-_FORMAT = "gossamer-1"
+_FORMAT = "gossamer"  # the one key of the metadata: safetensors writes several in any order
+_VERSION = 1
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -45,11 +46,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             "connections": c.connections,
             "drawn": [c.pattern, c.seed, c.repaired],
         }
-    metadata = {"format": _FORMAT, "patterns": json.dumps(patterns, separators=(",", ":"))}
+    header = json.dumps({"version": _VERSION, "patterns": patterns}, separators=(",", ":"), sort_keys=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
     try:
-        save_file(_untied(tensors), part, metadata)
+        save_file(_untied(tensors), part, {_FORMAT: header})
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"could not write {path}: {error}") from error
@@ -90,11 +91,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Con
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
+            if _FORMAT not in metadata:
                 raise ValueError(f"{path} was not written by gossamer.save")
+            header = json.loads(metadata[_FORMAT])
+            if header["version"] != _VERSION:
+                raise ValueError(f"{path} has version {header['version']} of the format, this reads {_VERSION}")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         patterns = {}
-        for name, entry in json.loads(metadata["patterns"]).items():
+        for name, entry in header["patterns"].items():
             prefix = f"{name}.".lstrip(".")
             positions = unpack(state.pop(f"{prefix}gaps").numpy(), entry["connections"])
             (inputs, outputs, groups), (pattern, seed, repaired) = entry["channels"], entry["drawn"]
