@@ -20,7 +20,10 @@ namespace {
 typedef int64_t i64;
 
 // The most rows of a tile that is `vectors` wide: its sums must stay in registers.
-GS_INLINE int most_rows(i64 vectors) { return kLanes == 16 ? (vectors == 1 ? 16 : vectors == 2 ? 12 : 8) : 4; }
+GS_INLINE int most_rows(i64 vectors) {
+    if (kLanes < 16) return vectors <= 2 ? 4 : vectors <= 4 ? 2 : 1;
+    return vectors == 1 ? 16 : vectors == 2 ? 12 : vectors == 3 ? 8 : vectors == 4 ? 6 : vectors <= 6 ? 4 : 3;
+}
 
 GS_INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
 GS_INLINE i64 most(i64 a, i64 b) { return a > b ? a : b; }
@@ -32,8 +35,8 @@ GS_INLINE i64 floor_divide(i64 a, i64 b) { return (a - modulo(a, b)) / b; }
 constexpr i64 kCacheFloats = 256 * 1024;  // 1 MiB: what a thread's share of planes should fit in (the level-2 cache)
 constexpr i64 kSlack = 512;               // floats that may be read, never used, after the last plane
 constexpr int kMaxRows = kLanes == 16 ? 16 : 4;  // of a tile one vector wide
-constexpr int kMaxVectors = kLanes == 16 ? 3 : 2;  // along a row, in tiles of several rows
-constexpr int kMaxFlat = 8;                        // in tiles of one row
+constexpr int kMaxVectors = kLanes == 16 ? 3 : 2;  // along a row, where a column has several taps
+constexpr int kMaxFlat = 8;                        // along a row, where it has one
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The problem both the forward pass and the input gradient are cast into.
@@ -134,15 +137,16 @@ GS_INLINE void copy_row(float* to, i64 length, const float* from, i64 first, i64
 void copy_plane(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 height, i64 width, i64 y0, float* to) {
     float* const end = to + l.plane;
     for (i64 a = 0; a < l.phases_y; a++)
-        for (i64 b = 0; b < l.phases_x; b++)
+        for (i64 b = 0; b < l.phases_x; b++) {
+            const i64 x0 = b + l.col_min;
+            const i64 first = least(l.cols, x0 >= 0 ? 0 : divide_up(-x0, step_x));
+            const i64 last = most(first, least(l.cols, x0 >= width ? 0 : divide_up(width - x0, step_x)));
             for (i64 r = 0; r < l.rows; r++, to += l.pitch) {
-                const i64 y = (y0 + r) * step_y + a + l.row_min, x0 = b + l.col_min;
+                const i64 y = (y0 + r) * step_y + a + l.row_min;
                 if (y < 0 || y >= height) {
                     fill_zero(to, l.pitch);
                     continue;
                 }
-                const i64 first = least(l.cols, x0 >= 0 ? 0 : divide_up(-x0, step_x));
-                const i64 last = most(first, least(l.cols, x0 >= width ? 0 : divide_up(width - x0, step_x)));
                 const float* from = src + y * width + x0;
                 if (step_x == 1) {
                     copy_row(to, l.cols, from, first, last);
@@ -155,6 +159,7 @@ void copy_plane(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 h
                     for (i64 q = first; q < last; q++) to[q] = from[q * step_x];
                 for (i64 q = last; q < l.cols; q++) to[q] = 0;
             }
+        }
     fill_zero(to, end - to);
 }
 
@@ -305,17 +310,40 @@ TileFunction tile_of(int rows, int vectors) {
     return nullptr;
 }
 
+template <int V>
+TileFunction wide_tile(int rows) {
+    switch (rows) {
+        case 1: return tile<1, 1, 1, V>;
+#if defined(__AVX512F__)
+        case 2: return tile<1, 1, 2, V>;
+        case 3: return tile<1, 1, 3, V>;
+#else
+        case 2: if constexpr (V <= 4) return tile<1, 1, 2, V>;
+#endif
+    }
+#if defined(__AVX512F__)
+    if constexpr (V <= 6) if (rows == 4) return tile<1, 1, 4, V>;
+    if constexpr (V <= 4) {
+        if (rows == 5) return tile<1, 1, 5, V>;
+        if (rows == 6) return tile<1, 1, 6, V>;
+    }
+#endif
+    return nullptr;
+}
+
 // The tile for columns of `column` taps; steps of two rows only for columns of three.
 TileFunction find_tile(int column, i64 step, int rows, int vectors) {
-    if (column == 1 && rows == 1) switch (vectors) {
-            case 3: return tile<1, 1, 1, 3>;
-            case 4: return tile<1, 1, 1, 4>;
-            case 5: return tile<1, 1, 1, 5>;
-            case 6: return tile<1, 1, 1, 6>;
-            case 7: return tile<1, 1, 1, 7>;
-            case 8: return tile<1, 1, 1, 8>;
+    if (column == 1) switch (vectors) {
+#if !defined(__AVX512F__)
+            case 3: return wide_tile<3>(rows);
+#endif
+            case 4: return wide_tile<4>(rows);
+            case 5: return wide_tile<5>(rows);
+            case 6: return wide_tile<6>(rows);
+            case 7: return wide_tile<7>(rows);
+            case 8: return wide_tile<8>(rows);
+            default: return tile_of<1, 1>(rows, vectors);
         }
-    if (column == 1) return tile_of<1, 1>(rows, vectors);
     if (column == 2) return tile_of<2, 1>(rows, vectors);
     if (column == 3) return step == 2 ? tile_of<3, 2>(rows, vectors) : tile_of<3, 1>(rows, vectors);
     if (column == 5) return tile_of<5, 1>(rows, vectors);
@@ -327,7 +355,7 @@ bool has_column(i64 taps, i64 step) { return step == 1 ? taps == 2 || taps == 3 
 // ---------------------------------------------------------------------------------------------------------------------
 // Gather, driven over images, bands of rows and destination planes.
 
-enum Shape { kRows, kFlat, kBatch };
+enum Shape { kRows, kFlat, kBatch, kPoints };
 
 struct Plan {
     Shape shape;
@@ -337,6 +365,7 @@ struct Plan {
     i64 flat;            // floats of one row of positions or, in the flat shape, of a whole band
     bool whole;          // rows follow each other without a gap, in source and destination
     i64 block;           // destination planes computed before they are stored (batch shape)
+    i64 points;          // positions in a task (points shape)
     bool by_position;    // batch shape: each position has its own list of taps, those that fall inside the image
 };
 
@@ -370,50 +399,57 @@ i64 count_inside(i64 count, i64 step, i64 offset, i64 size) {
     return inside;
 }
 
-Plan make_plan(const Gather& g, int threads, bool positions_apart) {
+// Positions that the points shape copies at once: so many that all channels' fit in the level-1 cache.
+i64 point_tile(i64 channels) {
+    const i64 vectors = 8192 / channels / kLanes;
+    return kLanes * (vectors >= 8 ? 8 : vectors >= 4 ? 4 : 2);
+}
+
+// `weights` plans the layout for the weight gradient, which needs whole planes.
+Plan make_plan(const Gather& g, int threads, bool weights) {
     Plan p;
+    p.group = p.block = 1;
+    p.by_position = false;
+    p.points = weights || g.column * g.columns != 1 ? 0 : point_tile(g.channels);
     i64 row_lo, row_hi, col_lo, col_hi;
     bounds(g.tap_row, g.columns, g.column - 1, &row_lo, &row_hi);
     bounds(g.tap_col, g.columns, 0, &col_lo, &col_hi);
-    const i64 lanes = round_up(g.cols, kLanes);
-    p.shape = g.cols * 8 >= lanes * 5 ? kRows : kFlat;
-    p.group = 1;
-    if (g.batch * 2 >= kLanes && g.cols <= 8 && g.cols * 16 < lanes * 13) {
+    const i64 lanes = round_up(g.cols, kLanes), taps = g.column * g.columns;
+    const bool narrow = g.cols * 16 < lanes * 13;
+    p.shape = p.points ? kPoints : taps == 1 ? kFlat : g.cols * 8 >= lanes * 5 ? kRows : kFlat;
+    if (taps > 1 && g.batch * 2 >= kLanes && g.cols <= 8 && narrow) {
         p.shape = kBatch;
-        // as few image groups as fill the lanes and keep the planes in the cache, and at least one for each thread
-        i64 groups = most(divide_up(g.batch, 128), least(threads, divide_up(g.batch, kLanes)));
-        for (;; groups++) {
-            p.group = round_up(divide_up(g.batch, groups), kLanes);
-            const Layout l = make_layout(g.rows, g.cols, g.step_y, g.step_x, row_lo, row_hi, col_lo, col_hi, g.width, p.group, kUnshared);
-            if (p.group == kLanes || l.plane * g.channels <= 2 * kCacheFloats) break;
-        }
-    }
-    p.by_position = false;
-    if (p.shape == kBatch) {  // worth it when many taps fall outside, and affordable when the map is small
-        i64 inside = 0;
-        const i64 positions = g.rows * g.cols, taps = g.column * g.columns;
-        if (positions_apart && positions <= 64 && positions * taps <= 16384) {
+        const i64 positions = g.rows * g.cols, wanted = divide_up(g.batch, kLanes * divide_up(8, positions));
+        p.group = weights ? kLanes : round_up(divide_up(g.batch, most(wanted, least(threads, divide_up(g.batch, 4 * kLanes)))), kLanes);
+        if (!weights && positions <= 64 && positions * taps <= 16384) {
+            i64 inside = 0;  // taps that fall inside the image
             for (i64 j = 0; j < g.columns; j++)
                 for (i64 i = 0; i < g.column; i++)
-                    inside += count_inside(g.rows, g.step_y, g.tap_row[j] + i, g.height) * count_inside(g.cols, g.step_x, g.tap_col[j], g.width);
-            p.by_position = inside * 4 < positions * taps * 3;
+                    inside += count_inside(g.rows, g.step_y, g.tap_row[j] + i, g.height) *
+                              count_inside(g.cols, g.step_x, g.tap_col[j], g.width);
+            const i64 groups = most(divide_up(g.batch, 8 * kLanes), least(threads, divide_up(g.batch, 4 * kLanes)));
+            const i64 group = round_up(divide_up(g.batch, groups), kLanes);
+            p.by_position = inside * most(1, divide_up(4 * kLanes, group)) * 10 < positions * taps * 6;
+            if (p.by_position) p.group = group;
         }
+        p.block = least(g.outputs, most(1, divide_up(kLanes * 2, positions)));
     }
-    const Fit fit = p.shape == kRows ? kVectorRows : p.shape == kFlat ? kTight : kUnshared;
     p.band = g.rows;
+    const Fit fit = p.shape == kRows ? kVectorRows : p.shape == kBatch ? kUnshared : kTight;
+    const i64 least_rows = p.shape == kBatch ? 2 : kMaxRows, budget = p.shape == kBatch ? kCacheFloats * 3 / 2 : kCacheFloats;
     if (p.by_position) {  // the source as it is: no padding, no phases
         p.layout = make_layout(g.height, g.width, 1, 1, 0, 0, 0, 0, g.width, p.group, kUnshared);
-    } else for (;;) {
-        p.layout = make_layout(p.band, g.cols, g.step_y, g.step_x, row_lo, row_hi, col_lo, col_hi, g.width,
-                               p.shape == kBatch ? p.group : 1, fit);
-        if (p.band <= kMaxRows || p.layout.plane * g.channels <= kCacheFloats) break;
-        p.band = most(kMaxRows, least(p.band - 1, round_up(divide_up(p.band, 2), kMaxRows)));
+    } else {
+        for (;;) {
+            p.layout = make_layout(p.band, g.cols, g.step_y, g.step_x, row_lo, row_hi, col_lo, col_hi, g.width, p.group, fit);
+            if (p.band <= least_rows || p.layout.plane * g.channels <= budget || (weights && p.shape == kBatch)) break;
+            const i64 parts = divide_up(g.rows, p.band) + 1;
+            p.band = most(least_rows, least(p.band - 1, divide_up(g.rows, parts)));
+        }
     }
     p.bands = divide_up(g.rows, p.band);
     p.groups = divide_up(g.batch, p.group);
     p.whole = p.layout.cols == g.cols && g.dst_step_x == 1 && g.dst_w == g.cols && g.dst_step_y == 1;
-    p.block = 1;
-    if (p.shape == kBatch) p.block = least(g.outputs, most(1, divide_up(kLanes * 2, g.rows * g.cols)));
     return p;
 }
 
@@ -480,21 +516,7 @@ void gather_plane(const GatherRun& run, const float* planes, i64 o, i64 rows, fl
     t.to_pitch = to_pitch;
     t.bias = g.bias ? g.bias[o] : 0.0f;
     t.floor = g.relu ? 0.0f : -__builtin_inff();
-    if (p.shape == kRows) {
-        const i64 vectors = divide_up(g.cols, kLanes), across = divide_up(vectors, kMaxVectors);
-        const i64 wide = divide_up(vectors, across);
-        const i64 down = divide_up(rows, most_rows(wide)), high = divide_up(rows, down);
-        for (i64 y = 0; y < rows; y += high)
-            for (i64 v = 0; v < vectors; v += wide) {
-                t.planes = planes + y * l.pitch + v * kLanes;
-                t.to = to + y * to_pitch + v * kLanes;
-                t.count = g.cols - v * kLanes;
-                find_tile(g.column, g.step_y, (int)least(high, rows - y), (int)least(wide, vectors - v))(t);
-            }
-        return;
-    }
     if (p.by_position) {
-        const i64 vectors = l.inner / kLanes;
         for (i64 at = 0; at < rows * g.cols; at++) {
             t.columns = (int)run.taps[at];
             t.offset = run.offset + at * g.columns;
@@ -502,19 +524,21 @@ void gather_plane(const GatherRun& run, const float* planes, i64 o, i64 rows, fl
             t.planes = planes;
             t.to = to + at * l.inner;
             t.count = l.inner;
-            find_tile(1, 1, 1, (int)vectors)(t);
+            find_tile(1, 1, 1, (int)(l.inner / kLanes))(t);
         }
         return;
     }
-    const bool whole = p.shape == kFlat || l.cols == g.cols;
-    const i64 length = whole ? (rows - 1) * l.pitch + g.cols * l.inner : g.cols * l.inner;
-    const i64 vectors = divide_up(length, kLanes), wide = divide_up(vectors, divide_up(vectors, kMaxFlat));
-    for (i64 y = 0; y < (whole ? 1 : rows); y++)
+    const bool run_on = p.shape == kFlat;  // rows of positions follow each other as one
+    const i64 length = run_on ? (rows - 1) * l.pitch + g.cols : g.cols * l.inner;
+    const i64 vectors = divide_up(length, kLanes), across = divide_up(vectors, g.column > 1 ? kMaxVectors : kMaxFlat);
+    const i64 wide = divide_up(vectors, across);
+    const i64 down = run_on ? 1 : divide_up(rows, most_rows(wide)), high = run_on ? 1 : divide_up(rows, down);
+    for (i64 y = 0; y < (run_on ? 1 : rows); y += high)
         for (i64 v = 0; v < vectors; v += wide) {
             t.planes = planes + y * l.pitch + v * kLanes;
             t.to = to + y * to_pitch + v * kLanes;
             t.count = length - v * kLanes;
-            find_tile(1, 1, 1, (int)least(wide, vectors - v))(t);
+            find_tile(g.column, g.step_y, (int)(run_on ? 1 : least(high, rows - y)), (int)least(wide, vectors - v))(t);
         }
 }
 
@@ -634,6 +658,199 @@ void gather(const Gather& g, const Plan& p, int threads, GatherRun* run, float* 
     parallel(threads, gather_thread, run);
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// One tap (1x1 kernels): a tile of positions of all channels is copied to the cache, and several outputs at once are
+// summed over it, so that enough sums are under way to hide the latency of the multiply-adds.
+
+struct PointsRun {
+    const Gather* g;
+    i64 tile, total, tasks;
+    const int32_t* offset;  // [connections] source channel times tile
+    const float* weight;    // [connections] in order
+    float* work;            // [threads or 1][channels][tile]
+    i64 work_floats;
+    float* temporary;       // [threads][tile]
+    i64* counters;
+    bool alone;
+};
+
+template <int V, int O>
+void points(const PointsRun& run, const float* planes, i64 o, float* to, i64 to_pitch, i64 count) {
+    const Gather& g = *run.g;
+    vec acc[O][V];
+    const int32_t* offset[O];
+    const float* weight[O];
+    i64 length[O], common = 0;
+#pragma GCC unroll 4
+    for (int k = 0; k < O; k++) {
+        offset[k] = run.offset + g.begin[o + k];
+        weight[k] = run.weight + g.begin[o + k];
+        length[k] = g.begin[o + k + 1] - g.begin[o + k];
+        common = k == 0 ? length[0] : least(common, length[k]);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) acc[k][v] = broadcast(g.bias ? g.bias[o + k] : 0.0f);
+    }
+    for (i64 i = 0; i < common; i++)
+#pragma GCC unroll 4
+        for (int k = 0; k < O; k++) {
+            const float* x = planes + offset[k][i];
+            const vec w = broadcast(weight[k][i]);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) acc[k][v] = fma(w, load(x + v * kLanes), acc[k][v]);
+        }
+    const vec floor = broadcast(g.relu ? 0.0f : -__builtin_inff());
+#pragma GCC unroll 4
+    for (int k = 0; k < O; k++) {
+        for (i64 i = common; i < length[k]; i++) {
+            const float* x = planes + offset[k][i];
+            const vec w = broadcast(weight[k][i]);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) acc[k][v] = fma(w, load(x + v * kLanes), acc[k][v]);
+        }
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) {
+            const i64 left = count - v * kLanes;
+            if (left >= kLanes)
+                store(to + k * to_pitch + v * kLanes, max(floor, acc[k][v]));
+            else if (left > 0)
+                store_first(to + k * to_pitch + v * kLanes, max(floor, acc[k][v]), (int)left);
+        }
+    }
+}
+
+template <int V, int O>
+void points_outputs(const PointsRun& run, const float* planes, i64 o0, i64 o1, float* to, i64 to_pitch, i64 count) {
+    i64 o = o0;
+    for (; o + O <= o1; o += O) points<V, O>(run, planes, o, to + (o - o0) * to_pitch, to_pitch, count);
+    for (; o < o1; o++) points<V, 1>(run, planes, o, to + (o - o0) * to_pitch, to_pitch, count);
+}
+
+void points_any(const PointsRun& run, const float* planes, i64 o0, i64 o1, float* to, i64 to_pitch, i64 count) {
+    switch (run.tile / kLanes) {
+        case 1: return points_outputs<1, 4>(run, planes, o0, o1, to, to_pitch, count);
+        case 2: return points_outputs<2, kLanes == 16 ? 4 : 2>(run, planes, o0, o1, to, to_pitch, count);
+        case 4: return points_outputs<4, 2>(run, planes, o0, o1, to, to_pitch, count);
+        default: return points_outputs<8, kLanes == 16 ? 2 : 1>(run, planes, o0, o1, to, to_pitch, count);
+    }
+}
+
+// Calls of a run of positions [p, p + count) that lie in one image and one row (or one image, where rows run on).
+struct Segment {
+    i64 image, y, x, count;
+};
+
+Segment segment(const Gather& g, bool run_on, i64 p, i64 end) {
+    const i64 area = g.rows * g.cols, at = p % area;
+    Segment s;
+    s.image = p / area;
+    s.y = at / g.cols;
+    s.x = at % g.cols;
+    s.count = least(end - p, run_on ? area - at : g.cols - s.x);
+    return s;
+}
+
+void points_copy(const PointsRun& run, i64 task, i64 c0, i64 c1, float* planes) {
+    const Gather& g = *run.g;
+    const i64 row = g.tap_row[0], col = g.tap_col[0], area = g.height * g.width;
+    const bool same = g.step_y == 1 && g.step_x == 1 && row == 0 && col == 0 && g.rows == g.height && g.cols == g.width;
+    const i64 begin = task * run.tile, end = least(begin + run.tile, run.total);
+    for (i64 p = begin; p < end;) {
+        const Segment s = segment(g, same, p, end);
+        const i64 y = s.y * g.step_y + row;
+        float* to = planes + c0 * run.tile + p - begin;
+        const float* from = g.src + (s.image * g.channels + c0) * area + y * g.width + s.x * g.step_x + col;
+        for (i64 c = c0; c < c1; c++, to += run.tile, from += area) {
+            if (same) {
+                copy(to, from, s.count);
+                continue;
+            }
+            for (i64 i = 0; i < s.count; i++) {
+                const i64 x = (s.x + i) * g.step_x + col;
+                to[i] = y >= 0 && y < g.height && x >= 0 && x < g.width ? from[i * g.step_x] : 0.0f;
+            }
+        }
+        p += s.count;
+    }
+}
+
+void points_task(const PointsRun& run, const float* planes, float* temporary, i64 task, i64 o0, i64 o1) {
+    const Gather& g = *run.g;
+    const i64 begin = task * run.tile, end = least(begin + run.tile, run.total), area = g.dst_h * g.dst_w;
+    const bool same = g.dst_step_y == 1 && g.dst_step_x == 1;
+    const Segment first = segment(g, same, begin, end);
+    if (same && first.count == end - begin) {
+        float* to = g.dst + (first.image * g.outputs + o0) * area + first.y * g.dst_w + first.x;
+        points_any(run, planes, o0, o1, to, area, end - begin);
+        return;
+    }
+    for (i64 o = o0; o < o1; o += 4) {
+        const i64 count = least(4, o1 - o);
+        points_any(run, planes, o, o + count, temporary, run.tile, run.tile);
+        for (i64 p = begin; p < end;) {
+            const Segment s = segment(g, same, p, end);
+            for (i64 k = 0; k < count; k++) {
+                float* to = g.dst + (s.image * g.outputs + o + k) * area + (s.y * g.dst_step_y + g.dst_y) * g.dst_w +
+                            s.x * g.dst_step_x + g.dst_x;
+                const float* from = temporary + k * run.tile + p - begin;
+                for (i64 i = 0; i < s.count; i++) to[i * g.dst_step_x] = from[i];
+            }
+            p += s.count;
+        }
+    }
+}
+
+void points_thread(void* argument, int thread, int threads) {
+    const PointsRun& run = *static_cast<const PointsRun*>(argument);
+    const Gather& g = *run.g;
+    float* temporary = run.temporary + thread * 4 * run.tile;
+    if (run.alone) {
+        float* planes = run.work + thread * run.work_floats;
+        for (;;) {
+            const i64 task = __atomic_fetch_add(run.counters, 1, __ATOMIC_RELAXED);
+            if (task >= run.tasks) return;
+            points_copy(run, task, 0, g.channels, planes);
+            points_task(run, planes, temporary, task, 0, g.outputs);
+        }
+    }
+    const i64 chunk = round_up(divide_up(g.outputs, threads * 4), 4);
+    for (i64 task = 0; task < run.tasks; task++) {
+        points_copy(run, task, g.channels * thread / threads, g.channels * (thread + 1) / threads, run.work);
+        barrier();
+        for (;;) {
+            const i64 o = __atomic_fetch_add(run.counters + task, chunk, __ATOMIC_RELAXED);
+            if (o >= g.outputs) break;
+            points_task(run, run.work, temporary, task, o, least(o + chunk, g.outputs));
+        }
+        barrier();
+    }
+}
+
+i64 points_scratch(const Gather& g, i64 tile, i64 connections, int threads, PointsRun* run) {
+    run->g = &g;
+    run->tile = tile;
+    run->total = g.batch * g.rows * g.cols;
+    run->tasks = divide_up(run->total, tile);
+    run->alone = threads == 1 || run->tasks % threads == 0 || run->tasks >= 4 * threads;
+    run->work_floats = g.channels * tile;
+    return (run->alone ? threads : 1) * run->work_floats + threads * 4 * tile + 2 * run->tasks + 2 * connections + 4 * kLanes;
+}
+
+void run_points(const Gather& g, i64 connections, int threads, PointsRun* run, float* memory) {
+    run->work = memory;
+    run->temporary = run->work + (run->alone ? threads : 1) * run->work_floats;
+    run->counters = reinterpret_cast<i64*>(run->temporary + threads * 4 * run->tile);
+    for (i64 i = 0; i < run->tasks; i++) run->counters[i] = 0;
+    int32_t* offset = reinterpret_cast<int32_t*>(run->counters + run->tasks);
+    float* weight = reinterpret_cast<float*>(offset + connections);
+    for (i64 e = 0; e < connections; e++) {
+        offset[e] = (int32_t)(g.source[e] * run->tile);
+        weight[e] = g.weight[(g.position ? g.position[e] : e) * g.kernel + g.tap_weight[0]];
+    }
+    run->offset = offset;
+    run->weight = weight;
+    parallel(threads, points_thread, run);
+}
+
 // The transposed connections: for each input channel, the outputs that listen to it and where their weights lie.
 void transpose_connections(const gossamer_conv& c, int32_t* begin, int32_t* output, int32_t* position) {
     for (i64 i = 0; i <= c.in_channels; i++) begin[i] = 0;
@@ -715,6 +932,16 @@ i64 phase_taps(i64 kernel, i64 stride, i64 pad, i64 dilation, i64 phase, int32_t
     return count;
 }
 
+i64 phases_reached(i64 kernel, i64 stride, i64 dilation) {
+    i64 reached = 0;
+    for (i64 phase = 0; phase < stride; phase++) {
+        bool any = false;
+        for (i64 i = 0; i < kernel; i++) any = any || modulo(i * dilation - phase, stride) == 0;
+        reached += any;
+    }
+    return reached;
+}
+
 // `lists` has room for 2 * (kernel_h + kernel_w) numbers.
 void input_grad_taps(const gossamer_conv& c, i64 phase_y, i64 phase_x, bool allow_joined, int32_t* lists, Gather* g) {
     int32_t *row = lists, *row_index = row + c.kernel_h, *col = row_index + c.kernel_h, *col_index = col + c.kernel_w;
@@ -742,6 +969,20 @@ int useful_threads(const gossamer_conv& c, int threads) {
     return threads < 1 ? 1 : most_useful < threads ? (int)most_useful : threads;
 }
 
+// Runs one gather in `memory` or, where that is NULL, says how many floats it would need there.
+i64 run_gather(const gossamer_conv& c, const Gather& g, const Plan& p, int threads, float* memory) {
+    if (p.shape == kPoints) {
+        PointsRun run;
+        const i64 floats = points_scratch(g, p.points, c.indptr[c.out_channels], threads, &run);
+        if (memory) run_points(g, c.indptr[c.out_channels], threads, &run, memory);
+        return floats;
+    }
+    GatherRun run;
+    const i64 floats = gather_scratch(g, p, threads, &run);
+    if (memory) gather(g, p, threads, &run, memory);
+    return floats;
+}
+
 int forward(const gossamer_conv& c, const float* input, const float* weight, const float* bias, bool relu, float* output, int threads) {
     threads = useful_threads(c, threads);
     Gather g;
@@ -751,26 +992,20 @@ int forward(const gossamer_conv& c, const float* input, const float* weight, con
     g.bias = bias;
     g.relu = relu;
     g.dst = output;
-    // the tap tables are needed to plan, and the plan to know how much scratch: one small allocation on the stack
-    // would bound the kernel size, so plan in scratch and take the rest after it is known
     const i64 tables = round_up(3 * g.kernel, kLanes);
-    float* memory = scratch(tables);
-    if (!memory) return GOSSAMER_NO_MEMORY;
-    Plan p;
-    GatherRun run;
+    i64 floats = 0;
     for (int pass = 0; pass < 2; pass++) {
+        const bool sizing = pass == 0;  // scratch() may move, so the tables are made twice
+        float* memory = scratch(tables + floats);
+        if (!memory) return GOSSAMER_NO_MEMORY;
         g.tap_row = reinterpret_cast<int32_t*>(memory);
         g.tap_col = g.tap_row + g.kernel;
         g.tap_weight = g.tap_col + g.kernel;
         forward_taps(c, forward_joined(c), &g);
-        p = make_plan(g, threads, true);
-        if (p.shape != kRows) {
-            forward_taps(c, false, &g);
-        }
-        const i64 floats = gather_scratch(g, p, threads, &run);
-        if (pass == 0 && !(memory = scratch(tables + floats))) return GOSSAMER_NO_MEMORY;
+        const Plan p = make_plan(g, threads, false);
+        if (p.shape != kRows) forward_taps(c, false, &g);
+        floats = run_gather(c, g, p, threads, sizing ? nullptr : memory + tables);
     }
-    gather(g, p, threads, &run, memory + tables);
     return GOSSAMER_OK;
 }
 
@@ -779,13 +1014,17 @@ int input_grad(const gossamer_conv& c, const float* grad_output, const float* we
     const i64 connections = c.indptr[c.out_channels], kernel = c.kernel_h * c.kernel_w;
     const i64 lists = 2 * (c.kernel_h + c.kernel_w), graph = c.in_channels + 1 + 2 * connections;
     const i64 tables = round_up(graph + lists + 3 * kernel, kLanes);
-    float* memory = scratch(tables);
-    if (!memory) return GOSSAMER_NO_MEMORY;
     i64 floats = 0;
     for (int pass = 0; pass < 2; pass++) {
+        const bool sizing = pass == 0;
+        float* memory = scratch(tables + floats);
+        if (!memory) return GOSSAMER_NO_MEMORY;
         int32_t* begin = reinterpret_cast<int32_t*>(memory);
         int32_t *output = begin + c.in_channels + 1, *position = output + connections, *list = position + connections;
-        if (pass == 1) transpose_connections(c, begin, output, position);
+        if (!sizing) transpose_connections(c, begin, output, position);
+        const bool gaps = phases_reached(c.kernel_h, c.stride_h, c.dil_h) * phases_reached(c.kernel_w, c.stride_w, c.dil_w) <
+                          c.stride_h * c.stride_w;  // some inputs are touched by no tap
+        if (gaps && !sizing) fill_zero(grad_input, c.batch * c.in_channels * c.in_h * c.in_w);
         for (i64 y = 0; y < least(c.stride_h, c.in_h); y++)
             for (i64 x = 0; x < least(c.stride_w, c.in_w); x++) {
                 Gather g;
@@ -800,13 +1039,11 @@ int input_grad(const gossamer_conv& c, const float* grad_output, const float* we
                 g.tap_col = g.tap_row + kernel;
                 g.tap_weight = g.tap_col + kernel;
                 input_grad_taps(c, y, x, true, list, &g);
-                Plan p = make_plan(g, threads, true);
+                if (g.columns == 0) continue;
+                const Plan p = make_plan(g, threads, false);
                 if (p.shape != kRows) input_grad_taps(c, y, x, false, list, &g);
-                GatherRun run;
-                floats = most(floats, gather_scratch(g, p, threads, &run));
-                if (pass == 1) gather(g, p, threads, &run, memory + tables);
+                floats = most(floats, run_gather(c, g, p, threads, sizing ? nullptr : memory + tables));
             }
-        if (pass == 0 && !(memory = scratch(tables + floats))) return GOSSAMER_NO_MEMORY;
     }
     return GOSSAMER_OK;
 }
@@ -885,6 +1122,30 @@ void dot_any(Dot d, int taps) {
         d.offset += take;
         d.sums += take;
     }
+}
+
+// E connections of one output that have one tap each.
+template <int E>
+void dot_points(const Dot& d, const float* const* planes) {
+    vec acc[E];
+    const float* x[E];
+#pragma GCC unroll 8
+    for (int k = 0; k < E; k++) {
+        acc[k] = zero();
+        x[k] = planes[k] + d.offset[0];
+    }
+    for (i64 n = 0; n < d.images; n++) {
+        const float* g = d.g + n * d.g_image;
+        for (i64 i = 0; i < d.cols; i += kLanes) {
+            const vec gv = load(g + i);
+#pragma GCC unroll 8
+            for (int k = 0; k < E; k++) acc[k] = fma(gv, load(x[k] + i), acc[k]);
+        }
+#pragma GCC unroll 8
+        for (int k = 0; k < E; k++) x[k] += d.x_image;
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < E; k++) d.sums[k] = sum(acc[k]);
 }
 
 // One input row against the kernel rows lo..hi, whose output-gradient rows are g[lo..hi].
@@ -993,6 +1254,24 @@ void weight_grad_row(const WeightGrad& w, i64 o, i64 first, i64 last, i64 images
     d.cols = run_on ? w.out.plane : w.ow * w.out.inner;
     d.pitch = w.in.pitch;
     d.g_pitch = w.out.pitch;
+    if (w.kernel == 1) {
+        d.offset = w.offset;
+        d.sums = sums;
+        for (i64 e = first; e < last;) {
+            const int count = last - e >= 6 ? 6 : last - e >= 2 ? 2 : 1;
+            const float* planes[6];
+            for (int k = 0; k < count; k++) planes[k] = w.in_planes + c.indices[e + k] * w.in.plane;
+            if (count == 6)
+                dot_points<6>(d, planes);
+            else if (count == 2)
+                dot_points<2>(d, planes);
+            else
+                dot_points<1>(d, planes);
+            for (int k = 0; k < count; k++) w.grad_weight[e + k] = fresh ? sums[k] : w.grad_weight[e + k] + sums[k];
+            e += count;
+        }
+        return;
+    }
     for (i64 e = first; e < last; e++) {
         d.x = w.in_planes + c.indices[e] * w.in.plane;
         float* to = w.grad_weight + e * w.kernel;
@@ -1066,7 +1345,7 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
         g.tap_weight = g.tap_col + g.kernel;
         const bool joined = c.stride_h == 1 && c.dil_h == 1 && (c.kernel_h == 3 || c.kernel_h == 5 || c.kernel_h == 7);
         forward_taps(c, joined, &g);
-        Plan p = make_plan(g, 1, false);
+        Plan p = make_plan(g, 1, true);
         if (p.shape != kRows) forward_taps(c, false, &g);
         w.shape = p.shape;
         w.group = p.shape == kBatch ? p.group : 1;
