@@ -125,11 +125,13 @@ class Demo:
     """Folder of the results."""
 
     def run(self) -> int:
-        from gossamer.experiments import job
+        from gossamer.experiments import job, workers
         from gossamer.experiments.sweep import matched_sizes
         from gossamer.training.config import RECIPES
 
-        return job.run(RECIPES["digits"], matched_sizes((0.03, 0.1, 0.3, 1.0)), self.out, rounds=2)
+        base = replace(RECIPES["digits"], threads=1)  # so small a network gains nothing from a second thread
+        execute = partial(workers.processes, jobs=min(4, os.cpu_count() or 1))
+        return job.run(base, matched_sizes((0.03, 0.1, 0.3, 1.0)), self.out, rounds=2, execute=execute)
 
     def on_interrupt(self) -> str:
         return f"`gossamer demo --out {self.out}` goes on with what is missing"
