@@ -201,7 +201,9 @@ def test_a_grown_model_trains_as_one_that_was_always_so_dense() -> None:
     straight = copy.deepcopy(network(0.1))
     for name, layer in sparse_layers(straight).items():
         weight = torch.zeros(patterns[name].connections, *layer.kernel_size)
-        weight[torch.from_numpy(np.isin(patterns[name].positions, layer.connectivity.positions))] = layer.weight.detach()
+        weight[torch.from_numpy(np.isin(patterns[name].positions, layer.connectivity.positions))] = (
+            layer.weight.detach()
+        )
         layer.replace_connectivity(patterns[name], weight)
     for model in (grown, straight):
         optimizer = OPTIMIZERS["sgd"](model.parameters())
