@@ -31,11 +31,10 @@ def test_a_line_for_each_network(rows: list[results.Row]) -> None:
 
 
 def test_lines_are_those_of_the_networks_themselves(rows: list[results.Row]) -> None:
-    balanced, thin = rows[1], rows[3]
     model = gs.models.create("mnist", in_channels=1, image_size=8)
-    sparse = gs.sparsify(model, 0.05)
-    small = gs.thin(model, thin["width"])
-    for row, network in ((balanced, sparse), (thin, small)):
+    patterns = [gs.sparsify(model, 0.05, pattern=pattern) for pattern in ("balanced", "uniform")]
+    small = gs.thin(model, rows[3]["width"])
+    for row, network in zip(rows, [model, *patterns, small], strict=True):
         assert row["log10"] == pytest.approx(gs.symmetry.count(network).log10)
         assert row["params"] == gs.count(network).params
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from gossamer import __version__, accounting, models, symmetry
-from gossamer.connectivity import PATTERNS, check_density
+from gossamer.channels import ChannelGraph, LayerCall
+from gossamer.connectivity import PATTERNS, Connectivity, check_density
 from gossamer.experiments import results
 from gossamer.experiments.results import Row
 from gossamer.surgery import sparsify, thin
@@ -58,39 +59,42 @@ def measure(
     image: tuple[int, int, int] = shape or network.input_shape  # type: ignore[assignment]
     sizes = _Sizes(network, image)
     for density in sorted(set(densities), reverse=True):
+        about = {"density": density, "width": 1.0, "seed": seed, "image": list(image)}
         if density == 1:
-            yield _row(model, network, "dense", image, sizes, density, 1.0, seed)
+            yield _row(model, "dense", sizes.graph, {**about, "params": sizes.params(network)})
             continue
-        patterns = {name: sparsify(network, density, pattern=name, seed=seed) for name in PATTERNS}
-        for name, sparse in patterns.items():
-            yield _row(model, sparse, name, image, sizes, density, 1.0, seed)
-        width = sizes.width(sizes.params(patterns["balanced"]))
-        yield _row(model, thin(network, width, image), "thin", image, sizes, density, width, seed)
+        params = {}
+        for name in PATTERNS:
+            sparse = sparsify(network, density, pattern=name, seed=seed)
+            params[name] = sizes.params(sparse)
+            yield _row(model, name, _with_patterns(sizes.graph, sparse), {**about, "params": params[name]})
+        width = sizes.width(params["balanced"])
+        small = thin(network, width, image)
+        about |= {"width": width, "params": sizes.params(small)}
+        yield _row(model, "thin", symmetry.graph_of(small, image), about)
 
 
-def _row(
-    model: str,
-    network: nn.Module,
-    name: str,
-    image: tuple[int, int, int],
-    sizes: _Sizes,
-    density: float,
-    width: float,
-    seed: int,
-) -> Row:
-    graph = symmetry.graph_of(network, image)
+def _with_patterns(graph: ChannelGraph, sparse: nn.Module) -> ChannelGraph:
+    """The graph of a network made sparse: that of the dense one, but for the connections of its layers."""
+    patterns: dict[str, Connectivity] = sparse.sparsified.layers  # type: ignore[union-attr,assignment]
+    steps = [
+        replace(step, connectivity=patterns[step.name])
+        if isinstance(step, LayerCall) and step.name in patterns
+        else step
+        for step in graph.steps
+    ]
+    return replace(graph, steps=steps)
+
+
+def _row(model: str, name: str, graph: ChannelGraph, about: Row) -> Row:
     start = time.perf_counter()
     found = symmetry.count(graph)
     seconds = time.perf_counter() - start
     return {
-        "run": f"{model}-{name}-{density:g}-s{seed}",
+        "run": f"{model}-{name}-{about['density']:g}-s{about['seed']}",
         "model": model,
         "network": name,
-        "density": density,
-        "width": width,
-        "seed": seed,
-        "image": list(image),
-        "params": sizes.params(network),
+        **about,
         "log10": found.log10,
         "exact": found.exact,
         "lemma1": found.dense,
