@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import gossamer as gs
 import nets
-from gossamer._automorphisms import Graph, _Search, automorphisms, log_factorial
+from gossamer.symmetry.automorphisms import Graph, _Search, automorphisms, log_factorial
 
 Masks = list[np.ndarray]
 PATCH = (4, 4)

@@ -362,7 +362,7 @@ class _Propagation:
 
     def _note_division(self, before: Tensor, after: Tensor) -> None:
         """A view that cuts the channel axis into (parts, rest), as channel shuffle does."""
-        if after.dim() > before.dim() and before.dim() > 1 and after.shape[1] < before.shape[1]:
+        if before.dim() > 1 and after.dim() > before.dim() and after.shape[1] * after.shape[2] == before.shape[1]:
             self._note_parts(before, after.shape[1])
 
     def _fail(self, what: str) -> NoReturn:

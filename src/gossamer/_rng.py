@@ -13,7 +13,7 @@ _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 def hashes(seed: int, count: int) -> np.ndarray:
     """`count` independent uint64, the same for a seed on every platform and in every version."""
     start = np.uint64(derive(seed, "stream"))
-    return _mix(start + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64))
+    return mixed(start + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64))
 
 
 def permutation(seed: int, count: int) -> np.ndarray:
@@ -26,7 +26,8 @@ def derive(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "little") >> 1
 
 
-def _mix(z: np.ndarray) -> np.ndarray:
+def mixed(z: np.ndarray) -> np.ndarray:
+    """The hash of each uint64."""
     z = (z ^ (z >> np.uint64(30))) * _MULTIPLIERS[0]
     z = (z ^ (z >> np.uint64(27))) * _MULTIPLIERS[1]
     return z ^ (z >> np.uint64(31))

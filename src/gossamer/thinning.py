@@ -37,19 +37,19 @@ def thin(model: nn.Module, multiplier: float, example_inputs: Inputs | None = No
     example_inputs = getattr(model, "input_shape", None) if example_inputs is None else example_inputs
     if example_inputs is None:
         raise ValueError("thin needs example inputs: this model has no input_shape")
-    graph, training = _graph(model, example_inputs)
-    plan = _Plan(graph, multiplier, divisor, divided=False)
+    graph, training = training_graph(model, example_inputs)
+    plan = Plan(graph, multiplier, divisor, divided=False)
     try:
         return _thinned(model, plan, example_inputs, training)
     except ValueError:  # an axis that is cut into parts may need sizes that the parts divide
-        plan = _Plan(graph, multiplier, divisor, divided=True)
+        plan = Plan(graph, multiplier, divisor, divided=True)
         try:
             return _thinned(model, plan, example_inputs, training)
         except ValueError as error:
             raise ValueError(f"cannot thin this model by {multiplier:g}: {error}") from error
 
 
-def _graph(model: nn.Module, example_inputs: Inputs) -> tuple[ChannelGraph, bool]:
+def training_graph(model: nn.Module, example_inputs: Inputs) -> tuple[ChannelGraph, bool]:
     """The graph of a training pass, in which auxiliary heads run, or of an inference pass where that cannot be had."""
     try:
         return ChannelGraph.of(model, example_inputs, training=True), True
@@ -57,7 +57,7 @@ def _graph(model: nn.Module, example_inputs: Inputs) -> tuple[ChannelGraph, bool
         return ChannelGraph.of(model, example_inputs), False
 
 
-class _Plan:
+class Plan:
     """How many channels stay, for every axis of every parameter.
 
     Channels come in *classes* (those that must stay together), and classes in *atoms*: all classes that the same layers
@@ -186,7 +186,7 @@ def _size(channels: int, multiplier: float, divisor: int, multiple: int) -> int:
 # -- applying a plan ---------------------------------------------------------------------------------------------------
 
 
-def _thinned(model: nn.Module, plan: _Plan, example_inputs: Inputs, training: bool) -> nn.Module:
+def _thinned(model: nn.Module, plan: Plan, example_inputs: Inputs, training: bool) -> nn.Module:
     small = copy.deepcopy(model)
     for weight, call in plan.layers.items():
         _shrink_layer(small.get_submodule(call.name), weight.rpartition(".")[2], call, plan)
@@ -197,7 +197,7 @@ def _thinned(model: nn.Module, plan: _Plan, example_inputs: Inputs, training: bo
 
 
 @torch.no_grad()
-def _shrink_layer(layer: nn.Module, name: str, call: LayerCall, plan: _Plan) -> None:
+def _shrink_layer(layer: nn.Module, name: str, call: LayerCall, plan: Plan) -> None:
     outputs = plan.kept(call.outputs, f"the output of {call.name!r}")
     inputs = plan.kept(call.inputs, f"the input of {call.name!r}")
     groups = plan.groups[call.weight] or len(inputs)
@@ -233,7 +233,7 @@ def _redraw(layer: SparseConv2d, inputs: int, outputs: int, groups: int) -> None
 
 
 @torch.no_grad()
-def _shrink_parameter(model: nn.Module, name: str, nodes: np.ndarray, plan: _Plan) -> None:
+def _shrink_parameter(model: nn.Module, name: str, nodes: np.ndarray, plan: Plan) -> None:
     """Shrink every axis of a bias, a normalisation or a free parameter that belongs to channels."""
     owner_name, _, own = name.rpartition(".")
     owner = model.get_submodule(owner_name)
@@ -255,7 +255,7 @@ def _shrink_parameter(model: nn.Module, name: str, nodes: np.ndarray, plan: _Pla
         setattr(owner, "normalized_shape", tuple(tensor.shape))  # noqa: B010 - nn.Module types it as a tensor
 
 
-def _verify(small: nn.Module, plan: _Plan, example_inputs: Inputs, training: bool) -> None:
+def _verify(small: nn.Module, plan: Plan, example_inputs: Inputs, training: bool) -> None:
     """Run the thinned model's own code and compare what feeds every layer with the plan: nothing may differ in silence."""
     graph = ChannelGraph.of(small, example_inputs, training)
     before, after = list(plan.graph.layers), list(graph.layers)

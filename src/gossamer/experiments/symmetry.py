@@ -21,7 +21,7 @@ from gossamer.connectivity import PATTERNS, Connectivity, check_density
 from gossamer.experiments import results
 from gossamer.experiments.results import Row
 from gossamer.surgery import sparsify, thin
-from gossamer.thinning import _Plan
+from gossamer.thinning import Plan
 from gossamer.training.folder import machine
 
 FILE = "symmetry.jsonl"
@@ -132,7 +132,7 @@ class _Sizes:
         return min(low, high, key=lambda width: abs(self._thinned(width) - params))
 
     def _thinned(self, width: float) -> int:
-        plan = _Plan(self.graph, width, 1, divided=bool(self.graph.divided))
+        plan = Plan(self.graph, width, 1, divided=bool(self.graph.divided))
         total = 0
         for name, call in self.calls.items():
             inputs, outputs = plan.size(call.inputs, name), plan.size(call.outputs, name)

@@ -82,7 +82,7 @@ def info() -> dict[str, str]:
 
 def _check(status: int, conv: _Conv) -> None:
     if status:
-        sizes = {name: getattr(conv, name) for name, kind in _Conv._fields_ if kind is ctypes.c_int64}
+        sizes = {name: getattr(conv, name) for name, kind, *_ in _Conv._fields_ if kind is ctypes.c_int64}
         raise RuntimeError(f"gossamer: {_library.gossamer_status_text(status).decode()}; the call was {sizes}")
 
 

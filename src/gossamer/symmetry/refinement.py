@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gossamer._coupling import Coupling, occurrences, scatter
-from gossamer._rng import _mix, derive
+from gossamer._rng import derive, mixed
 from gossamer.channels import Join, LayerCall
 from gossamer.connectivity import Connectivity
+from gossamer.symmetry.coupling import Coupling, occurrences, scatter
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
@@ -37,21 +37,21 @@ class Relation:
 
     def upwards(self, colours: np.ndarray) -> None:
         """Mix into the targets' colours the multiset of those they listen to."""
-        heard = _mix(colours[self.sources] * _ODD + self.source_salt)
+        heard = mixed(colours[self.sources] * _ODD + self.source_salt)
         if self.rows is None:
             sums = np.broadcast_to(heard.sum(keepdims=True), self.targets.shape)
         else:
             sums = scatter(self.rows, heard[self.columns], len(self.targets))
-        _absorb(colours, self.targets, _mix(sums + self.target_salt))
+        _absorb(colours, self.targets, mixed(sums + self.target_salt))
 
     def downwards(self, colours: np.ndarray) -> None:
         """Mix into the sources' colours the multiset of those that listen to them."""
-        heard = _mix(colours[self.targets] * _ODD + self.target_salt)
+        heard = mixed(colours[self.targets] * _ODD + self.target_salt)
         if self.columns is None:
             sums = np.broadcast_to(heard.sum(keepdims=True), self.sources.shape)
         else:
             sums = scatter(self.columns, heard[self.rows], len(self.sources))
-        _absorb(colours, self.sources, _mix(sums + self.source_salt))
+        _absorb(colours, self.sources, mixed(sums + self.source_salt))
 
 
 def relations(coupling: Coupling) -> list[Relation]:
@@ -81,7 +81,7 @@ def refine(coupling: Coupling, steps: list[Relation], downwards: bool) -> np.nda
     """
     fixed = coupling.fixed | coupling.predicted if downwards else coupling.fixed
     lowest = coupling.order[coupling.start].astype(np.uint64)  # the first node of each class
-    colours = np.where(fixed, _mix(~lowest), _mix(coupling.made_by))
+    colours = np.where(fixed, mixed(~lowest), mixed(coupling.made_by))
     told = 0
     while (now := len(np.unique(colours))) > told:
         told = now
@@ -113,10 +113,10 @@ def _connections(
 
 def _salted(coupling: Coupling, nodes: np.ndarray, salt: np.uint64) -> np.ndarray:
     place = coupling.rank[nodes].astype(np.uint64) * _ODD + occurrences(nodes).astype(np.uint64)
-    return _mix(_mix(place) + salt)
+    return mixed(mixed(place) + salt)
 
 
 def _absorb(colours: np.ndarray, classes: np.ndarray, values: np.ndarray) -> None:
     gathered = scatter(classes, values, len(colours))
     touched = np.unique(classes)
-    colours[touched] = _mix(colours[touched] * _ODD + gathered[touched])
+    colours[touched] = mixed(colours[touched] * _ODD + gathered[touched])

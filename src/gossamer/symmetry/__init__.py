@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from gossamer._automorphisms import Graph, automorphisms, log_factorial
-from gossamer._coupling import Coupling
-from gossamer._permutation import permuted
-from gossamer._refinement import Relation, refine, relations
-from gossamer._rng import _mix
+from gossamer._rng import mixed
 from gossamer.channels import ChannelGraph
-from gossamer.thinning import _graph
+from gossamer.symmetry.automorphisms import Graph, automorphisms, log_factorial
+from gossamer.symmetry.coupling import Coupling
+from gossamer.symmetry.permutation import permuted
+from gossamer.symmetry.refinement import Relation, refine, relations
+from gossamer.thinning import training_graph
 from gossamer.tracing import Inputs
 
 __all__ = ["LayerSymmetry", "Symmetries", "count", "permute", "signatures"]
@@ -106,7 +106,7 @@ def signatures(
     coupling = Coupling(graph_of(model, example_inputs))
     colours = refine(coupling, relations(coupling), downwards)
     return {
-        call.name: _mix(colours[coupling.of[call.outputs]] + coupling.rank[call.outputs].astype(np.uint64))
+        call.name: mixed(colours[coupling.of[call.outputs]] + coupling.rank[call.outputs].astype(np.uint64))
         for call in coupling.graph.layers
     }
 
@@ -146,7 +146,7 @@ def graph_of(model: nn.Module | ChannelGraph, example_inputs: Inputs | None = No
     """The channel graph of a training pass, in which auxiliary heads run, or of an inference pass where that fails."""
     if isinstance(model, ChannelGraph):
         return model
-    return _graph(model, _inputs(model, example_inputs))[0]
+    return training_graph(model, _inputs(model, example_inputs))[0]
 
 
 def _inputs(model: nn.Module, example_inputs: Inputs | None) -> Inputs:
@@ -168,5 +168,5 @@ def _edges(vertices: np.ndarray, steps: list[Relation], classes: int) -> Graph:
         rows, columns = step.rows[both], step.columns[both]
         tails.append(step.sources[columns])
         heads.append(step.targets[rows])
-        labels.append(_mix(step.source_salt[columns]) + step.target_salt[rows])
+        labels.append(mixed(step.source_salt[columns]) + step.target_salt[rows])
     return Graph(vertices, np.concatenate(tails), np.concatenate(heads), np.concatenate(labels))

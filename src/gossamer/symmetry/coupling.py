@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from gossamer._rng import _mix, derive
+from gossamer._rng import derive, mixed
 from gossamer.channels import CONSTANT, ChannelGraph
 
 
@@ -65,7 +65,7 @@ class Coupling:
         made_by = np.zeros(self.count, np.uint64)
         for weight, outputs in {call.weight: call.outputs for call in self.graph.layers}.items():
             salt = np.uint64(derive(0, weight))
-            made_by += scatter(self.of[outputs], _mix(salt + self.rank[outputs].astype(np.uint64)), self.count)
+            made_by += scatter(self.of[outputs], mixed(salt + self.rank[outputs].astype(np.uint64)), self.count)
         return made_by
 
     def _touched(self, *nodes: np.ndarray) -> np.ndarray:

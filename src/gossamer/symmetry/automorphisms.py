@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gossamer._coupling import scatter
-from gossamer._rng import _mix
+from gossamer._rng import mixed
 from gossamer.channels import components
+from gossamer.symmetry.coupling import scatter
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _BUDGET = 20_000_000  # edges looked at before a count gives up exactness: about two seconds
@@ -209,9 +209,9 @@ class _Search:
             self.budget -= len(graph.tails) + _STEP
             if self.budget < 0:
                 raise TooLargeError
-            up = scatter(graph.heads, _mix(colours[graph.tails] * _ODD + graph.labels), len(colours))
-            down = scatter(graph.tails, _mix(colours[graph.heads] * _ODD + ~graph.labels), len(colours))
-            colours = _mix(colours * _ODD + _mix(up) - down)
+            up = scatter(graph.heads, mixed(colours[graph.tails] * _ODD + graph.labels), len(colours))
+            down = scatter(graph.tails, mixed(colours[graph.heads] * _ODD + ~graph.labels), len(colours))
+            colours = mixed(colours * _ODD + mixed(up) - down)
         return colours
 
 
