@@ -83,6 +83,7 @@ def test_a_browser_shows_plots_and_table_without_errors(
     written: report.Report, finished: Path, browser: Any, tmp_path: Path
 ) -> None:
     page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.set_default_timeout(120_000)  # a busy machine takes its time over 5 MB of JavaScript
     said: list[str] = []
     page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: said.append(str(error)))
