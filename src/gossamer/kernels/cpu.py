@@ -3,14 +3,17 @@
 `csrc/` builds one shared library, ``libgossamer``, that knows neither Python nor PyTorch. This module finds it inside the
 installed package, calls it through ctypes with the tensors' addresses and PyTorch's thread count, and registers the result
 for the dispatcher's CPU key. What the library does not cover (any type but float32) and what PyTorch's dense convolution
-does faster goes to `gossamer.kernels.dense`; `choose_path` is that rule, and `force_path` overrides it.
+does faster goes to `gossamer.kernels.dense`; `choose_path` is that rule, and `use_path` (or the environment variable
+GOSSAMER_PATH) overrides it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +21,25 @@ from torch import Tensor
 
 from gossamer.kernels import dense
 
-__all__ = ["info", "register", "sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad"]
+__all__ = [
+    "choose_path",
+    "info",
+    "register",
+    "sparse_conv2d",
+    "sparse_conv2d_input_grad",
+    "sparse_conv2d_weight_grad",
+    "use_path",
+]
+
+LIMITS = {
+    "forward": (0.2, 0.35),
+    "input_grad": (0.2, 0.35),
+    "weight_grad": (0.15, 0.3),
+}
+"""Density from which PyTorch's dense convolution is taken, for one-weight kernels and for larger ones (docs/kernels.md)."""
+
+_PATHS = ("auto", "native", "dense")
+_path = os.environ.get("GOSSAMER_PATH", "auto")
 
 
 class _Conv(ctypes.Structure):
@@ -61,6 +82,9 @@ def _load() -> ctypes.CDLL:
     return library
 
 
+if _path not in _PATHS:
+    raise ImportError(f"GOSSAMER_PATH={_path} is not one of {', '.join(_PATHS)}")
+
 _library = _load()
 
 if _library.gossamer_isa() is None:
@@ -78,6 +102,38 @@ def info() -> dict[str, str]:
         "isa_available": _library.gossamer_isa_list().decode(),
         "library": str(library_path),
     }
+
+
+@contextlib.contextmanager
+def use_path(path: str) -> Iterator[None]:
+    """Inside, every sparse convolution on the CPU takes `path`: "native", "dense", or "auto" (the rule)."""
+    global _path
+    if path not in _PATHS:
+        raise ValueError(f"a path is one of {', '.join(_PATHS)}; {path!r} was given")
+    before, _path = _path, path
+    try:
+        yield
+    finally:
+        _path = before
+
+
+def choose_path(
+    operation: str,
+    input_shape: Sequence[int],
+    kernel_size: Sequence[int],
+    connections: int,
+    out_channels: int,
+    stride: Sequence[int],
+    groups: int = 1,
+) -> tuple[str, str]:
+    """("native" | "dense", why) for one float32 call of `operation`: "forward", "input_grad" or "weight_grad"."""
+    if _path != "auto":
+        return _path, "asked for"
+    density = connections * groups / (input_shape[1] * out_channels)
+    limit = LIMITS[operation][kernel_size[0] * kernel_size[1] > 1]
+    if density >= limit:
+        return "dense", f"density {density:.3f} is at least {limit}"
+    return "native", f"density {density:.3f} is below {limit}"
 
 
 def _check(status: int, conv: _Conv) -> None:
@@ -101,6 +157,24 @@ def _conv(
     )
 
 
+def _elsewhere(
+    operation: str,
+    first: Tensor,
+    second: Tensor,
+    input_shape: Sequence[int],
+    kernel_size: Sequence[int],
+    indptr: Tensor,
+    indices: Tensor,
+    stride: Sequence[int],
+    groups: int,
+) -> bool:
+    """Whether this call is for the dense backend."""
+    if first.dtype != torch.float32 or second.dtype != torch.float32:
+        return True
+    path, _ = choose_path(operation, input_shape, kernel_size, indices.numel(), indptr.numel() - 1, stride, groups)
+    return path == "dense"
+
+
 def _output_size(conv: _Conv) -> tuple[int, int]:
     height = (conv.in_h + 2 * conv.pad_h - conv.dil_h * (conv.kernel_h - 1) - 1) // conv.stride_h + 1
     width = (conv.in_w + 2 * conv.pad_w - conv.dil_w * (conv.kernel_w - 1) - 1) // conv.stride_w + 1
@@ -118,7 +192,7 @@ def sparse_conv2d(
     groups: int = 1,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d`, in native code for float32."""
-    if input.dtype != torch.float32 or weight.dtype != torch.float32:
+    if _elsewhere("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, stride, groups):
         return dense.sparse_conv2d(input, weight, indptr, indices, stride, padding, dilation, groups)
     input, weight, indptr, indices = input.contiguous(), weight.contiguous(), indptr.contiguous(), indices.contiguous()
     conv = _conv(input.shape, weight.shape[1:], indptr, indices, stride, padding, dilation)
@@ -142,7 +216,7 @@ def sparse_conv2d_input_grad(
     groups: int = 1,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d_input_grad`, in native code for float32."""
-    if grad_output.dtype != torch.float32 or weight.dtype != torch.float32:
+    if _elsewhere("input_grad", grad_output, weight, input_shape, weight.shape[1:], indptr, indices, stride, groups):
         return dense.sparse_conv2d_input_grad(
             grad_output, weight, indptr, indices, input_shape, stride, padding, dilation, groups
         )
@@ -169,7 +243,7 @@ def sparse_conv2d_weight_grad(
     groups: int = 1,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d_weight_grad`, in native code for float32."""
-    if grad_output.dtype != torch.float32 or input.dtype != torch.float32:
+    if _elsewhere("weight_grad", grad_output, input, input.shape, kernel_size, indptr, indices, stride, groups):
         return dense.sparse_conv2d_weight_grad(
             grad_output, input, indptr, indices, kernel_size, stride, padding, dilation, groups
         )

@@ -1,0 +1,356 @@
+"""The native kernels against the specification: every kind of shape, every instruction set, any number of threads."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gossamer.kernels import cpu, reference
+from samples import SAMPLES, Sample
+
+ROOT = Path(__file__).parents[2]
+NATIVE = Path(cpu.info()["library"])
+every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _native_only() -> Iterator[None]:
+    """Never the dense path here, and the thread count as it was."""
+    threads = torch.get_num_threads()
+    with cpu.use_path("native"):
+        yield
+    torch.set_num_threads(threads)
+
+
+def pattern(inputs: int, outputs: int, density: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Independent coin tosses, so rows differ in length and some are empty."""
+    mask = np.random.default_rng(seed).random((outputs, inputs)) < density
+    indptr = np.concatenate([[0], mask.sum(1).cumsum()]).astype(np.int32)
+    return torch.from_numpy(indptr), torch.from_numpy(np.nonzero(mask)[1].astype(np.int32))
+
+
+def three(
+    module: object, x: Tensor, w: Tensor, grad: Tensor, csr: tuple[Tensor, Tensor], geometry: tuple
+) -> list[Tensor]:
+    """Output, input gradient and weight gradient of one problem."""
+    return [
+        module.sparse_conv2d(x, w, *csr, *geometry),
+        module.sparse_conv2d_input_grad(grad, w, *csr, list(x.shape), *geometry),
+        module.sparse_conv2d_weight_grad(grad, x, *csr, list(w.shape[1:]), *geometry),
+    ]
+
+
+def agrees(x: Tensor, w: Tensor, csr: tuple[Tensor, Tensor], geometry: tuple) -> None:
+    """All three passes within a tolerance that grows with the number of products summed, as rounding does."""
+    height, width = reference.output_size(x.shape, w.shape[1:], *geometry)
+    outputs, taps = csr[0].numel() - 1, w.shape[2] * w.shape[1]
+    grad = torch.randn(x.shape[0], outputs, height, width)
+    ours = three(cpu, x, w, grad, csr, geometry)
+    theirs = three(reference, x.double(), w.double(), grad.double(), csr, geometry)
+    fan = [int(csr[0].diff().max()), int(torch.bincount(csr[1], minlength=1).max()) if len(csr[1]) else 0]
+    summed = [fan[0] * taps, fan[1] * taps, x.shape[0] * height * width]
+    for name, a, b, terms in zip(("output", "input gradient", "weight gradient"), ours, theirs, summed, strict=True):
+        assert a.shape == b.shape, name
+        tolerance = 1e-6 * max(terms, 1) ** 0.5 * 16
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple:
+    kernel = draw(
+        st.sampled_from(
+            [(1, 1), (3, 3), (5, 5), (1, 3), (3, 1), (1, 7), (7, 1), (7, 7), (2, 2), (4, 3), (2, 5), (8, 8)]
+        )
+    )
+    stride = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (2, 1), (3, 2)]))
+    dilation = draw(st.sampled_from([(1, 1), (1, 1), (1, 1), (2, 2), (1, 3)]))
+    padding = tuple(draw(st.integers(0, k)) for k in kernel)
+    size = [
+        draw(st.integers(max(1, d * (k - 1) + 1 - 2 * p), high))
+        for k, d, p, high in zip(kernel, dilation, padding, (24, 70), strict=True)
+    ]
+    if draw(st.booleans()):  # small maps have their own kernels
+        size = [
+            max(min(s, 9), d * (k - 1) + 1 - 2 * p) for s, k, d, p in zip(size, kernel, dilation, padding, strict=True)
+        ]
+    batch = draw(st.sampled_from([1, 1, 2, 3, 8, 17, 33, 65]))
+    channels = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    density = draw(st.sampled_from([0.0, 0.1, 0.4, 1.0]))
+    return (
+        kernel,
+        stride,
+        dilation,
+        padding,
+        size,
+        batch,
+        channels,
+        density,
+        draw(st.integers(1, 4)),
+        draw(st.integers(0, 99)),
+    )
+
+
+@settings(max_examples=int(os.environ.get("GOSSAMER_EXAMPLES", "100")), deadline=None)
+@given(problems())
+def test_any_shape_agrees_with_the_reference(problem: tuple) -> None:
+    kernel, stride, dilation, padding, size, batch, (inputs, outputs), density, threads, seed = problem
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    csr = pattern(inputs, outputs, density, seed)
+    x, w = torch.randn(batch, inputs, *size), torch.randn(len(csr[1]), *kernel)
+    agrees(x, w, csr, (list(stride), list(padding), list(dilation)))
+
+
+NETWORK_LAYERS = [  # batch, channels, size, kernel, stride, padding: one for each kernel and way to split work
+    *((1, 16, 24, 112, 3, 1, 1), (1, 40, 24, 56, 3, 1, 1), (2, 24, 40, 35, 5, 1, 2), (2, 32, 32, 28, 3, 2, 1)),
+    *((3, 300, 64, 7, 1, 1, 0), (1, 64, 96, 56, 1, 1, 0), (2, 64, 64, 29, 1, 2, 0), (33, 64, 32, 8, 3, 1, 1)),
+    *((70, 48, 32, 4, 3, 1, 1), (70, 48, 32, 2, 3, 1, 1), (40, 16, 32, 7, 7, 1, 0), (2, 8, 12, 224, 3, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("layer", NETWORK_LAYERS, ids=str)
+def test_layers_of_networks_agree_with_the_reference(layer: tuple[int, ...]) -> None:
+    batch, inputs, outputs, size, k, stride, padding = layer
+    csr = pattern(inputs, outputs, 0.15, 0)
+    agrees(
+        torch.randn(batch, inputs, size, size),
+        torch.randn(len(csr[1]), k, k),
+        csr,
+        ([stride] * 2, [padding] * 2, [1, 1]),
+    )
+
+
+@every_sample
+def test_samples_agree_with_the_reference(sample: Sample) -> None:
+    x, w, *csr = sample.tensors(torch.float32)
+    agrees(x, w, tuple(csr), tuple(list(v) for v in sample.geometry))
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("isa", sorted(set(cpu.info()["isa_available"].split()) - {cpu.info()["isa"]}))
+def test_lesser_instruction_sets_pass_the_same_tests(isa: str) -> None:
+    pick = ["-k", "with_the_reference", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *pick, __file__],
+        cwd=ROOT,
+        env={**os.environ, "GOSSAMER_ISA": isa, "GOSSAMER_EXAMPLES": "40"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+
+
+def test_an_unsupported_instruction_set_is_an_error_that_names_those_there_are() -> None:
+    run = python("import gossamer.kernels", GOSSAMER_ISA="avx1024")
+    assert run.returncode != 0
+    assert "GOSSAMER_ISA=avx1024" in run.stderr
+    assert "base" in run.stderr
+
+
+@pytest.mark.parametrize("layer", NETWORK_LAYERS[:1] + NETWORK_LAYERS[3:6] + NETWORK_LAYERS[7:11], ids=str)
+def test_results_do_not_depend_on_the_number_of_threads(layer: tuple[int, ...]) -> None:
+    batch, inputs, outputs, size, k, stride, padding = layer
+    csr = pattern(inputs, outputs, 0.2, 1)
+    x, w = torch.randn(batch, inputs, size, size), torch.randn(len(csr[1]), k, k)
+    geometry = ([stride] * 2, [padding] * 2, [1, 1])
+    torch.set_num_threads(1)
+    grad = torch.randn_like(cpu.sparse_conv2d(x, w, *csr, *geometry))
+    alone = three(cpu, x, w, grad, csr, geometry)
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        for one, many in zip(alone, three(cpu, x, w, grad, csr, geometry), strict=True):
+            assert torch.equal(one, many)
+
+
+@pytest.mark.parametrize("layer", NETWORK_LAYERS, ids=str)
+def test_nothing_is_left_unwritten(layer: tuple[int, ...]) -> None:
+    """Fresh tensors are full of NaN here; none may come through."""
+    batch, inputs, outputs, size, k, stride, padding = layer
+    csr = pattern(inputs, outputs, 0.05, 2)
+    x, w = torch.randn(batch, inputs, size, size), torch.randn(len(csr[1]), k, k)
+    geometry = ([stride] * 2, [padding] * 2, [1, 1])
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(1).isnan()
+        grad = torch.ones_like(cpu.sparse_conv2d(x, w, *csr, *geometry))
+        for result in three(cpu, x, w, grad, csr, geometry):
+            assert result.isfinite().all()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+class Guarded:
+    """Memory of exactly `floats` floats between two pages that may not be touched, flush with one of them."""
+
+    def __init__(self, floats: int, at_end: bool) -> None:
+        page = mmap.PAGESIZE
+        room = -(-floats * 4 // page) * page
+        self._map = mmap.mmap(-1, room + 2 * page)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        libc = ctypes.CDLL(None)
+        libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        assert libc.mprotect(base, page, 0) == 0
+        assert libc.mprotect(base + page + room, page, 0) == 0
+        self.address = base + page + (room - floats * 4 if at_end else 0)
+        self.values = np.ctypeslib.as_array((ctypes.c_float * floats).from_address(self.address))
+        self._libc, self._base, self._size = libc, base, room + 2 * page
+
+    def __del__(self) -> None:
+        self._libc.mprotect(self._base, self._size, 3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's mprotect")
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize(
+    ("batch", "size", "kernel", "stride", "padding"),
+    [
+        (1, 13, 3, 1, 1),
+        (2, 33, 3, 1, 1),
+        (1, 17, 5, 2, 2),
+        (3, 7, 1, 1, 0),
+        (1, 30, 1, 2, 0),
+        (17, 5, 3, 1, 1),
+        (9, 4, 4, 1, 0),
+    ],
+)
+def test_nothing_outside_the_tensors_is_touched(
+    batch: int, size: int, kernel: int, stride: int, padding: int, at_end: bool
+) -> None:
+    indptr, indices = pattern(5, 7, 0.5, 3)
+    conv = cpu._conv([batch, 5, size, size], [kernel] * 2, indptr, indices, [stride] * 2, [padding] * 2, [1, 1])
+    height, width = cpu._output_size(conv)
+    x, y = Guarded(batch * 5 * size * size, at_end), Guarded(batch * 7 * height * width, at_end)
+    w = Guarded(len(indices) * kernel * kernel, at_end)
+    x.values[:], w.values[:] = 1, 1
+    library = cpu._library
+    assert library.gossamer_forward(conv, x.address, w.address, None, 0, y.address, 2) == 0
+    assert library.gossamer_input_grad(conv, y.address, w.address, x.address, 2) == 0
+    assert library.gossamer_weight_grad(conv, y.address, x.address, w.address, 2) == 0
+    assert np.isfinite(w.values).all()
+
+
+@pytest.mark.parametrize("size", [1, 14])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_bias_and_relu_are_fused_into_the_store(size: int, kernel: int) -> None:
+    csr = pattern(6, 9, 0.4, 4)
+    x, w, bias = torch.randn(2, 6, size, size), torch.randn(len(csr[1]), kernel, kernel), torch.randn(9)
+    conv = cpu._conv(x.shape, w.shape[1:], *csr, [1, 1], [kernel // 2] * 2, [1, 1])
+    out = torch.full((2, 9, size, size), torch.nan)
+    status = cpu._library.gossamer_forward(conv, x.data_ptr(), w.data_ptr(), bias.data_ptr(), 1, out.data_ptr(), 1)
+    assert status == 0
+    expected = reference.sparse_conv2d(x, w, *csr, [1, 1], [kernel // 2] * 2, [1, 1]) + bias[:, None, None]
+    torch.testing.assert_close(out, expected.relu(), rtol=1e-4, atol=1e-5)
+
+
+def test_no_images() -> None:
+    csr = pattern(3, 4, 0.5, 5)
+    x, w, grad = torch.zeros(0, 3, 5, 5), torch.randn(len(csr[1]), 3, 3), torch.zeros(0, 4, 5, 5)
+    out, for_x, for_w = three(cpu, x, w, grad, csr, ([1, 1], [1, 1], [1, 1]))
+    assert out.shape == (0, 4, 5, 5)
+    assert for_x.shape == x.shape
+    assert torch.equal(for_w, torch.zeros_like(w))
+
+
+def test_other_layouts_are_converted() -> None:
+    csr = pattern(8, 8, 0.3, 6)
+    x, w = torch.randn(2, 8, 9, 9), torch.randn(len(csr[1]), 3, 3)
+    geometry = ([1, 1], [1, 1], [1, 1])
+    expected = cpu.sparse_conv2d(x, w, *csr, *geometry)
+    assert torch.equal(cpu.sparse_conv2d(x.to(memory_format=torch.channels_last), w, *csr, *geometry), expected)
+    assert torch.equal(cpu.sparse_conv2d(x.mT.contiguous().mT, w.mT.contiguous().mT, *csr, *geometry), expected)
+
+
+def test_an_index_outside_the_input_is_an_error_and_not_a_crash() -> None:
+    x, w = torch.randn(1, 3, 5, 5), torch.randn(2, 3, 3)
+    indptr = torch.tensor([0, 2], dtype=torch.int32)
+    for bad in ([0, 3], [-1, 1], [1, 1], [2, 0]):
+        with pytest.raises(RuntimeError, match="ascend within the input channels"):
+            cpu.sparse_conv2d(x, w, indptr, torch.tensor(bad, dtype=torch.int32), [1, 1], [1, 1], [1, 1])
+
+
+def test_dense_patterns_take_the_dense_path_and_the_override_keeps_them_from_it() -> None:
+    with cpu.use_path("auto"):
+        assert cpu.choose_path("forward", (1, 64, 28, 28), (3, 3), 64 * 64, 64, (1, 1))[0] == "dense"
+        path, reason = cpu.choose_path("forward", (1, 64, 28, 28), (3, 3), 400, 64, (1, 1))
+        assert path == "native"
+        assert "density 0.098" in reason
+    with cpu.use_path("dense"):
+        assert cpu.choose_path("forward", (1, 64, 28, 28), (3, 3), 400, 64, (1, 1))[0] == "dense"
+    with pytest.raises(ValueError, match="'fast'"), cpu.use_path("fast"):
+        pass
+
+
+def test_a_fresh_thread_computes() -> None:
+    csr = pattern(16, 16, 0.3, 7)
+    x, w = torch.randn(8, 16, 28, 28), torch.randn(len(csr[1]), 3, 3)
+    geometry = ([1, 1], [1, 1], [1, 1])
+    expected, results = cpu.sparse_conv2d(x, w, *csr, *geometry), []
+    thread = threading.Thread(target=lambda: results.append(cpu.sparse_conv2d(x, w, *csr, *geometry)), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert torch.equal(results[0], expected)
+
+
+FORKED = """
+import os, signal, numpy, torch, gossamer as gs
+from gossamer.kernels import cpu
+torch.set_num_threads(2)
+layer, x = gs.SparseConv2d(32, 32, 3, padding=1, density=0.2), torch.randn(8, 32, 28, 28)
+call = lambda: cpu.sparse_conv2d(x, layer.weight.detach(), layer.indptr, layer.indices, [1, 1], [1, 1], [1, 1])
+expected = call().numpy()
+child = os.fork()
+if child == 0:  # only our kernels: PyTorch's own would hang here
+    signal.alarm(60)
+    os._exit(0 if numpy.array_equal(call().numpy(), expected) else 3)
+assert os.waitpid(child, 0)[1] == 0, "the child hung or computed something else"
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_worker_computes_the_same() -> None:
+    run = python(FORKED)
+    assert run.returncode == 0, run.stderr
+
+
+def test_there_are_no_weak_symbols_in_the_builds_for_instruction_sets(tmp_path: Path) -> None:
+    """Even unoptimised, where nothing is inlined: a weak symbol could be linked from one build into all."""
+    compiler, nm = shutil.which("g++"), shutil.which("nm")
+    if not compiler or not nm:
+        pytest.skip("needs g++ and nm")
+    flags = ["-std=gnu++17", "-O0", "-w", "-fno-exceptions", "-DGOSSAMER_BUILD=base", "-c", "-o", str(tmp_path / "o")]
+    subprocess.run([compiler, *flags, str(ROOT / "csrc/sparse_conv.cpp")], check=True, timeout=300)
+    symbols = subprocess.run([nm, tmp_path / "o"], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert any("kernels_base" in line for line in symbols)
+    assert [line for line in symbols if line[17:18] in "WVuwv"] == []
+
+
+def test_a_c_program_uses_the_library(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        pytest.skip("needs a C compiler")
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-I", str(ROOT / "csrc"), "-o", str(tmp_path / "edge")]
+    link = [f"-L{NATIVE.parent}", "-lgossamer", f"-Wl,-rpath,{NATIVE.parent}"]
+    subprocess.run([compiler, str(ROOT / "examples/c/edge.c"), *flags, *link], check=True)
+    run = subprocess.run([tmp_path / "edge"], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[0].startswith(f"gossamer {cpu.info()['version']}, ")
+    assert run.stdout.splitlines()[3] == "1 2 2 2 2 0"
