@@ -1,20 +1,18 @@
 """Figure 1 of the paper, redrawn: five input channels, ten output channels, the depth multiplier beside sparse connections.
 
-    python examples/figure1.py docs/figures/connections.svg
+python examples/figure1.py docs/figures/connections.svg
 """
 
 from __future__ import annotations
 
 import sys
 
-import matplotlib
-
-matplotlib.use("Agg")
-matplotlib.rcParams["svg.hashsalt"] = "gossamer"
 import matplotlib.pyplot as plt
 import numpy as np
 
 import gossamer as gs
+
+plt.rcParams["svg.hashsalt"] = "gossamer"
 
 thin = np.zeros((10, 5), dtype=bool)
 thin[:6, :3] = True  # the depth multiplier: every living channel listens to every living channel

@@ -107,7 +107,7 @@ def test_another_models_file_is_refused_and_nothing_is_lost(tmp_path: Path) -> N
     path = tmp_path / "m"
     gs.save(gs.sparsify(nets.Residual(), 0.5), path)
     other = nets.Concatenating()
-    with pytest.raises(ValueError, match="it has a sparse layer .*, this model has no such layer"):
+    with pytest.raises(ValueError, match=r"it has a sparse layer .*, this model has no such layer"):
         gs.load(other, path)
     thin = gs.thin(nets.Residual(), 0.5, nets.IMAGE)
     with pytest.raises(ValueError, match="does not fit"):
@@ -122,7 +122,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "m"
     gs.save(nets.Residual(), path)
     before = path.read_bytes()
-    with pytest.raises(OSError, match="could not write|No such file"):
+    with pytest.raises(OSError, match=r"could not write|No such file"):
         gs.save(nets.Residual(), tmp_path / "nowhere" / "m")
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["m"]
