@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from samples import SAMPLES, Sample
 from torch.utils.flop_counter import FlopCounterMode
 
 from gossamer import kernels
 from gossamer.kernels import dense, reference
+from samples import SAMPLES, Sample
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=str)
 
