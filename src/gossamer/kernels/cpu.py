@@ -131,9 +131,11 @@ def choose_path(
         return _path, "asked for"
     density = connections * groups / (input_shape[1] * out_channels)
     limit = LIMITS[operation][kernel_size[0] * kernel_size[1] > 1]
+    if input_shape[1] == 1:
+        return "native", "one input channel"
     if density >= limit:
-        return "dense", f"density {density:.3f} is at least {limit}"
-    return "native", f"density {density:.3f} is below {limit}"
+        return "dense", f"density {density:.3f} >= {limit}"
+    return "native", f"density {density:.3f} < {limit}"
 
 
 def _check(status: int, conv: _Conv) -> None:

@@ -1,0 +1,262 @@
+"""`gossamer bench`: where the time of a network goes, dense beside sparse beside thin at equal multiply-adds.
+
+Every convolution is timed by itself on an input of its true shape, and the network as a whole; all variants take turns, so
+that a busy machine is unfair to none of them, and each figure is the median. Dense convolutions get the faster of
+PyTorch's two memory formats, one by one.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gossamer.accounting import count
+from gossamer.kernels import cpu
+from gossamer.layers import SparseConv2d
+from gossamer.surgery import sparsify
+from gossamer.thinning import thin
+
+__all__ = ["bench", "info", "show"]
+
+Shape = tuple[int, int, int]
+
+
+def info() -> dict[str, Any]:
+    """What `gossamer info` prints: versions, instruction set, threads and the backends of this installation."""
+    backends = ["dense", "cpu: native kernels"] + (["cuda: dense"] if torch.cuda.is_available() else [])
+    return {
+        "gossamer": cpu.info()["version"],
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "backends": backends,
+    } | {name: value for name, value in cpu.info().items() if name != "version"}
+
+
+def bench(
+    model: nn.Module,
+    input_shape: Shape,
+    densities: Sequence[float],
+    *,
+    batch: int = 1,
+    threads: Sequence[int] = (),
+    train: bool = False,
+    seconds: float = 0.5,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """JSON-able: for each thread count the network's and each convolution's milliseconds, dense, sparse and thin.
+
+    `train` times forward and backward instead of the forward pass alone. `seconds` is spent on each figure at least.
+    Sparse variants are named by their density, thin ones (width sqrt(density), so equal multiply-adds) by their width.
+    """
+    variants: dict[str, nn.Module] = {"dense": model}
+    for density in densities:
+        if density < 1:
+            variants[f"sparse {density:g}"] = sparsify(model, density)
+            variants[f"thin {math.sqrt(density):.2g}"] = thin(model, math.sqrt(density), input_shape)
+    before, results = torch.get_num_threads(), []
+    try:
+        for number in threads or (before,):
+            torch.set_num_threads(number)
+            progress(f"{number} threads: the network")
+            total = _time({name: _whole(m, input_shape, batch, train) for name, m in variants.items()}, seconds)
+            layers = _layers(variants, input_shape, batch, train, seconds, progress)
+            results.append({"threads": number, "ms": total, "layers": layers})
+    finally:
+        torch.set_num_threads(before)
+    sizes = {name: _size(m, input_shape, train) for name, m in variants.items()}
+    return {"batch": batch, "train": train, "input": list(input_shape), "variants": sizes, "runs": results} | info()
+
+
+def _size(model: nn.Module, input_shape: Shape, train: bool) -> dict[str, Any]:
+    """Params, madds and bytes held: weights (and, in training, gradients and momentum) and the tables of connections."""
+    cost = count(model, input_shape)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    tables = sum(
+        b.numel() * b.element_size()
+        for m in model.modules()
+        if isinstance(m, SparseConv2d)
+        for b in (m.indptr, m.indices)
+    )
+    return {
+        "params": cost.params,
+        "madds": cost.madds,
+        "weight_bytes": weights * (3 if train else 1),
+        "index_bytes": tables,
+    }
+
+
+def _whole(model: nn.Module, input_shape: Shape, batch: int, train: bool) -> list[Callable[[], object]]:
+    """The network's calls in both memory formats."""
+    calls: list[Callable[[], object]] = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        net = copy.deepcopy(model).to(memory_format=layout).train(train)  # type: ignore[call-overload]
+        images = torch.randn(batch, *input_shape).contiguous(memory_format=layout)
+        labels = torch.zeros(batch, dtype=torch.long)
+        optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
+        calls.append(_step(net, images, labels, optimizer) if train else _forward(net, images))
+    return calls
+
+
+def _step(net: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(net(images), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def _forward(net: nn.Module, images: Tensor) -> Callable[[], object]:
+    def forward() -> Tensor:
+        with torch.inference_mode():
+            return net(images)
+
+    return forward
+
+
+def _layers(
+    variants: dict[str, nn.Module],
+    input_shape: Shape,
+    batch: int,
+    train: bool,
+    seconds: float,
+    progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    shapes = {name: _input_shapes(m, input_shape) for name, m in variants.items()}
+    rows = []
+    for index, (layer, shape) in enumerate(shapes["dense"].items()):
+        progress(f"{torch.get_num_threads()} threads: layer {index + 1} of {len(shapes['dense'])}, {layer}")
+        calls: dict[str, list[Callable[[], object]]] = {}
+        paths: dict[str, str] = {}
+        for name, m in variants.items():
+            if layer not in shapes[name]:
+                continue
+            module, size = m.get_submodule(layer), (batch, *shapes[name][layer])
+            calls[name] = _layer_calls(module, size, train, index == 0)
+            if isinstance(module, SparseConv2d):
+                paths[name] = _path(module, size, train, index == 0)
+        conv = variants["dense"].get_submodule(layer)
+        assert isinstance(conv, nn.Conv2d | SparseConv2d)
+        kernel = "x".join(map(str, conv.kernel_size))
+        text = f"{conv.in_channels}-{conv.out_channels} {kernel} /{conv.stride[0]} at {shape[1]}x{shape[2]}"
+        rows.append({"layer": layer, "shape": text, "ms": _time(calls, seconds), "path": paths})
+    return rows
+
+
+def _input_shapes(model: nn.Module, input_shape: Shape) -> dict[str, Shape]:
+    """The shape that each convolution sees of one image, in the order of the forward pass (first call)."""
+    shapes: dict[str, Shape] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, inputs: shapes.setdefault(name, tuple(inputs[0].shape[1:])) and None
+
+    hooks = [
+        m.register_forward_pre_hook(note(n))
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Conv2d | SparseConv2d)
+    ]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *input_shape))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return shapes
+
+
+def _layer_calls(layer: nn.Module, size: tuple[int, ...], train: bool, first: bool) -> list[Callable[[], object]]:
+    """One layer's forward pass or, in training, that and its gradients (none for the image itself)."""
+    sparse = isinstance(layer, SparseConv2d)
+    calls: list[Callable[[], object]] = []
+    for layout in (torch.contiguous_format,) if sparse else (torch.contiguous_format, torch.channels_last):
+        module = copy.deepcopy(layer).to(memory_format=layout)  # type: ignore[call-overload]
+        x = torch.randn(size).contiguous(memory_format=layout).requires_grad_(train and not first)
+        calls.append(_gradients(module, x) if train else _forward(module, x))
+    return calls
+
+
+def _gradients(module: nn.Module, x: Tensor) -> Callable[[], object]:
+    wanted = [t for t in (x, *module.parameters()) if t.requires_grad]
+    grad = torch.randn_like(module(x))
+    return lambda: torch.autograd.grad(module(x), wanted, grad)
+
+
+def _path(layer: SparseConv2d, size: tuple[int, ...], train: bool, first: bool) -> str:
+    """Which backend computes each pass of this layer, and why."""
+    passes = ["forward", *(["weight_grad"] if train else []), *(["input_grad"] if train and not first else [])]
+    edges = layer.indices.numel()
+    chosen = [
+        (name, *cpu.choose_path(name, size, layer.kernel_size, edges, layer.out_channels, layer.stride, layer.groups))
+        for name in passes
+    ]
+    if len({path for _, path, _ in chosen}) == 1:
+        return f"{chosen[0][1]} ({chosen[0][2]})"
+    return ", ".join(f"{name} {path} ({why})" for name, path, why in chosen)
+
+
+def _time(variants: dict[str, list[Callable[[], object]]], seconds: float) -> dict[str, float]:
+    """Median milliseconds of each variant's fastest call, all calls taking turns."""
+    calls = [(name, call) for name, several in variants.items() for call in several]
+    for _, call in calls:
+        call()
+    times: list[list[float]] = [[] for _ in calls]
+    start = time.perf_counter()
+    while len(times[0]) < 5 or time.perf_counter() - start < seconds * len(calls):
+        for (_, call), taken in zip(calls, times, strict=True):
+            begin = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - begin)
+    best: dict[str, float] = {}
+    for (name, _), taken in zip(calls, times, strict=True):
+        best[name] = min(best.get(name, math.inf), 1e3 * statistics.median(taken))
+    return best
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints what `bench` returned as tables: milliseconds, and how many times faster than dense."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"gossamer {result['gossamer']}, torch {result['torch']}, {result['isa']}; batch {result['batch']}, "
+        f"{'forward and backward' if result['train'] else 'forward'}; median ms (times faster than dense)"
+    )
+    for run in result["runs"]:
+        names = list(run["ms"])
+        table = Table(title=f"{run['threads']} threads")
+        for column in ("layer", "shape", *names, "path of the sparse layer"):
+            table.add_column(column, justify="left" if column in ("layer", "shape") else "right", overflow="fold")
+        for row in [*run["layers"], {"layer": "network", "shape": "", "ms": run["ms"], "path": {}}]:
+            dense = row["ms"]["dense"]
+            cells = [
+                f"{row['ms'][n]:.3g}" + ("" if n == "dense" else f" ({dense / row['ms'][n]:.1f}x)")
+                if n in row["ms"]
+                else "-"
+                for n in names
+            ]
+            table.add_row(row["layer"], row["shape"], *cells, "; ".join(dict.fromkeys(row["path"].values())))
+        console.print(table)
+    sizes = Table(title="size")
+    for column in (
+        "network",
+        "params",
+        "madds",
+        "weights, gradients, momentum" if result["train"] else "weights",
+        "indices",
+    ):
+        sizes.add_column(column, justify="left" if column == "network" else "right")
+    for name, size in result["variants"].items():
+        index = f"{size['index_bytes'] / 1e6:.2f} MB ({size['index_bytes'] / size['weight_bytes']:.1%})"
+        sizes.add_row(name, f"{size['params']:,}", f"{size['madds']:,}", f"{size['weight_bytes'] / 1e6:.2f} MB", index)
+    console.print(sizes)
