@@ -24,7 +24,7 @@ from gossamer.layers import SparseConv2d
 from gossamer.surgery import sparsify
 from gossamer.thinning import thin
 
-__all__ = ["bench", "info", "show"]
+__all__ = ["bench", "info", "show", "whole"]
 
 Shape = tuple[int, int, int]
 
@@ -56,11 +56,7 @@ def bench(
     `train` times forward and backward instead of the forward pass alone. `seconds` is spent on each figure at least.
     Sparse variants are named by their density, thin ones (width sqrt(density), so equal multiply-adds) by their width.
     """
-    variants: dict[str, nn.Module] = {"dense": model}
-    for density in densities:
-        if density < 1:
-            variants[f"sparse {density:g}"] = sparsify(model, density)
-            variants[f"thin {math.sqrt(density):.2g}"] = thin(model, math.sqrt(density), input_shape)
+    variants = _variants(model, input_shape, densities)
     before, results = torch.get_num_threads(), []
     try:
         for number in threads or (before,):
@@ -73,6 +69,35 @@ def bench(
         torch.set_num_threads(before)
     sizes = {name: _size(m, input_shape, train) for name, m in variants.items()}
     return {"batch": batch, "train": train, "input": list(input_shape), "variants": sizes, "runs": results} | info()
+
+
+def whole(
+    model: nn.Module,
+    input_shape: Shape,
+    densities: Sequence[float],
+    *,
+    batch: int,
+    threads: int,
+    train: bool,
+    seconds: float,
+) -> dict[str, float]:
+    """Only the network's milliseconds, by variant; a training step includes the optimizer's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        variants = _variants(model, input_shape, densities)
+        return _time({name: _whole(m, input_shape, batch, train) for name, m in variants.items()}, seconds)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _variants(model: nn.Module, input_shape: Shape, densities: Sequence[float]) -> dict[str, nn.Module]:
+    variants: dict[str, nn.Module] = {"dense": model}
+    for density in densities:
+        if density < 1:
+            variants[f"sparse {density:g}"] = sparsify(model, density)
+            variants[f"thin {math.sqrt(density):.2g}"] = thin(model, math.sqrt(density), input_shape)
+    return variants
 
 
 def _size(model: nn.Module, input_shape: Shape, train: bool) -> dict[str, Any]:
