@@ -452,6 +452,76 @@ class Symmetry:
         return 0
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Milliseconds of a network, by layer and in total: dense beside sparse beside thin at equal multiply-adds.
+
+    Also memory, and the path each sparse layer took and why. All variants take turns, so that a busy machine is unfair to
+    none; each figure is a median.
+
+    Example: gossamer bench vgg16n --densities 0.03,0.1,1 --batch 1 --threads 1,2
+    """
+
+    model: Annotated[Model, tyro.conf.arg(help=MODEL_HELP)]
+    densities: Numbers = (0.03, 0.1)
+    """Densities of the sparse networks."""
+    threads: Numbers = ()
+    """CPU threads, one table each; default: PyTorch's choice."""
+    batch: int = 1
+    """Images at once."""
+    train: bool = False
+    """Time forward and backward instead of the forward pass alone."""
+    input: Shape | None = None
+    """Channels, height and width of one image; default: the network's own."""
+    seconds: float = 0.5
+    """Time spent on each figure, at least."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        from gossamer import models
+        from gossamer.experiments import bench
+
+        model = models.create(self.model)
+        shape = self.input or getattr(model, "input_shape", None)
+        if shape is None:
+            raise ValueError(f"{self.model} does not say what images it takes: give --input, such as --input 3,224,224")
+        result = bench.bench(
+            model,
+            shape,
+            self.densities,
+            batch=self.batch,
+            threads=[int(number) for number in self.threads],
+            train=self.train,
+            seconds=self.seconds,
+            progress=lambda text: print(text, file=sys.stderr),
+        )
+        print(json.dumps(result, indent=1)) if self.json else bench.show(result)
+        return 0
+
+
+@dataclass(frozen=True)
+class Info:
+    """Version, instruction set, threads and backends of this installation.
+
+    Example: gossamer info
+    """
+
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        from gossamer.experiments.bench import info
+
+        found = info()
+        print(
+            json.dumps(found, indent=1)
+            if self.json
+            else "\n".join(f"{name:<15} {value}" for name, value in found.items())
+        )
+        return 0
+
+
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Train, tyro.conf.subcommand("train")]
@@ -463,6 +533,8 @@ Command = (
     | Annotated[Paper, tyro.conf.subcommand("paper")]
     | Annotated[Count, tyro.conf.subcommand("count")]
     | Annotated[Symmetry, tyro.conf.subcommand("symmetry")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
 )
 DESCRIPTION = "Convolutional networks with sparse connections between channels: train, compare, count, measure."
 MARKERS = (tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName)

@@ -60,15 +60,20 @@ def sparse_conv2d_weight_grad(
     shape = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
     full = grad_output.new_empty(1).expand(shape)
     grad = _backward(grad_output, input, full, stride, padding, dilation, groups, (False, True, False))[1]
-    return grad.flatten(0, 1)[positions(indptr, indices, input.shape[1], groups)]
+    flat = grad.flatten(0, 1)
+    if flat.shape[0] == indices.shape[0]:  # every connection
+        return flat.contiguous()
+    return flat[positions(indptr, indices, input.shape[1], groups)]
 
 
 def scatter(weight: Tensor, indptr: Tensor, indices: Tensor, in_channels: int, groups: int = 1) -> Tensor:
     """Kernels [e, kh, kw] laid out as nn.Conv2d's weight [o, c / groups, kh, kw], zero where no connection is."""
-    outputs = indptr.shape[0] - 1
-    full = weight.new_zeros(outputs * (in_channels // groups), *weight.shape[1:])
-    full[positions(indptr, indices, in_channels, groups)] = weight
-    return full.view(outputs, in_channels // groups, *weight.shape[1:])
+    outputs, width = indptr.shape[0] - 1, in_channels // groups
+    full = weight
+    if weight.shape[0] < outputs * width:
+        full = weight.new_zeros(outputs * width, *weight.shape[1:])
+        full[positions(indptr, indices, in_channels, groups)] = weight
+    return full.view(outputs, width, *weight.shape[1:])
 
 
 def positions(indptr: Tensor, indices: Tensor, in_channels: int, groups: int = 1) -> Tensor:
