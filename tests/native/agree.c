@@ -1,0 +1,87 @@
+/* The library against loops written straight from the formula in gossamer.h, for machines without Python or PyTorch (tests/native/neon.sh).
+ * Prints the instruction set and the number of problems; exits with 1 at the first disagreement. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "gossamer.h"
+
+static float noise(void) { return (float)rand() / (float)RAND_MAX - 0.5f; }
+
+static float* numbers(int64_t count, int random) {
+    float* p = malloc(sizeof(float) * (size_t)(count + 1));
+    for (int64_t i = 0; i < count; i++) p[i] = random ? noise() : 0.0f;
+    return p;
+}
+
+static int differ(const char* what, const float* a, const float* b, int64_t count, double tolerance) {
+    for (int64_t i = 0; i < count; i++)
+        if (!(fabs((double)a[i] - (double)b[i]) <= tolerance)) {
+            printf("%s: element %lld is %g and should be %g\n", what, (long long)i, (double)a[i], (double)b[i]);
+            return 1;
+        }
+    return 0;
+}
+
+static int check(gossamer_conv c, int threads) {
+    int64_t oh, ow;
+    if (gossamer_output_size(&c, &oh, &ow) != GOSSAMER_OK) return 0;
+    const int64_t k = c.kernel_h * c.kernel_w, edges = c.indptr[c.out_channels];
+    const int64_t nx = c.batch * c.in_channels * c.in_h * c.in_w, ny = c.batch * c.out_channels * oh * ow, nw = edges * k;
+    float *x = numbers(nx, 1), *w = numbers(nw, 1), *g = numbers(ny, 1);
+    float *y = numbers(ny, 1), *gx = numbers(nx, 1), *gw = numbers(nw, 1);
+    float *y0 = numbers(ny, 0), *gx0 = numbers(nx, 0), *gw0 = numbers(nw, 0);
+    for (int64_t n = 0; n < c.batch; n++)
+        for (int64_t o = 0; o < c.out_channels; o++)
+            for (int32_t e = c.indptr[o]; e < c.indptr[o + 1]; e++)
+                for (int64_t yy = 0; yy < oh; yy++)
+                    for (int64_t xx = 0; xx < ow; xx++)
+                        for (int64_t t = 0; t < k; t++) {
+                            const int64_t r = yy * c.stride_h - c.pad_h + t / c.kernel_w * c.dil_h;
+                            const int64_t q = xx * c.stride_w - c.pad_w + t % c.kernel_w * c.dil_w;
+                            if (r < 0 || r >= c.in_h || q < 0 || q >= c.in_w) continue;
+                            const int64_t in = ((n * c.in_channels + c.indices[e]) * c.in_h + r) * c.in_w + q;
+                            const int64_t out = ((n * c.out_channels + o) * oh + yy) * ow + xx;
+                            y0[out] += w[e * k + t] * x[in];
+                            gx0[in] += w[e * k + t] * g[out];
+                            gw0[e * k + t] += g[out] * x[in];
+                        }
+    const int failed = gossamer_forward(&c, x, w, NULL, 0, y, threads) || gossamer_input_grad(&c, g, w, gx, threads) ||
+                       gossamer_weight_grad(&c, g, x, gw, threads);
+    const int wrong = failed || differ("output", y, y0, ny, 1e-3) || differ("input gradient", gx, gx0, nx, 1e-3) ||
+                      differ("weight gradient", gw, gw0, nw, 2e-3);
+    float* all[] = {x, w, g, y, gx, gw, y0, gx0, gw0};
+    for (int i = 0; i < 9; i++) free(all[i]);
+    return wrong ? -1 : 1;
+}
+
+int main(void) {
+    static const int64_t kernels[][2] = {{1, 1}, {3, 3}, {5, 5}, {1, 7}, {7, 1}, {2, 3}, {7, 7}, {4, 4}};
+    static const int64_t batches[] = {1, 2, 5, 17};
+    int problems = 0;
+    for (int round = 0; round < 240; round++) {
+        int32_t indptr[9] = {0}, indices[64];
+        gossamer_conv c = {.batch = batches[rand() % 4], .in_channels = 1 + rand() % 8, .in_h = 1 + rand() % 18,
+                           .in_w = 1 + rand() % 40, .out_channels = 1 + rand() % 8, .stride_h = 1 + rand() % 2,
+                           .stride_w = 1 + rand() % 2, .dil_h = 1 + rand() % 2, .dil_w = 1, .indptr = indptr, .indices = indices};
+        c.kernel_h = kernels[round % 8][0];
+        c.kernel_w = kernels[round % 8][1];
+        c.pad_h = rand() % c.kernel_h;
+        c.pad_w = rand() % c.kernel_w;
+        if (round % 3 == 0) c.in_h = c.in_w = 1 + rand() % 8;
+        int32_t edges = 0;
+        for (int64_t o = 0; o < c.out_channels; o++) {
+            for (int32_t i = 0; i < c.in_channels; i++)
+                if (rand() % 2) indices[edges++] = i;
+            indptr[o + 1] = edges;
+        }
+        const int result = check(c, 1 + round % 3);
+        if (result < 0) {
+            printf("in round %d\n", round);
+            return 1;
+        }
+        problems += result;
+    }
+    printf("%s: %d problems agree\n", gossamer_isa() ? gossamer_isa() : "unknown instruction set", problems);
+    return problems > 100 ? 0 : 1;
+}

@@ -1,0 +1,22 @@
+#!/bin/sh
+# tests/native/agree.c with the address and undefined-behaviour sanitizers, for every instruction set of this x86-64 machine.
+set -eu
+cd "$(dirname "$0")/../.."
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+san='-g -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all'
+build() {
+    name=$1
+    shift
+    g++ -std=gnu++17 -O1 -w $san "$@" -fno-exceptions "-DGOSSAMER_BUILD=$name" -c csrc/sparse_conv.cpp -o "$out/$name.o"
+}
+build base
+build avx2 -mavx2 -mfma
+build avx512 -mavx512f -mavx512vl -mavx512dq -mavx512bw -mfma
+g++ -std=gnu++17 -O1 $san '-DGOSSAMER_VERSION="asan"' -c csrc/dispatch.cpp -o "$out/dispatch.o"
+g++ -std=gnu++17 -O1 $san -c csrc/parallel.cpp -o "$out/parallel.o"
+gcc -std=c99 -O1 $san -Icsrc -c tests/native/agree.c -o "$out/agree.o"
+g++ $san "$out"/*.o -lm -o "$out/agree"
+for isa in base avx2 avx512; do
+    GOSSAMER_ISA=$isa "$out/agree"
+done
