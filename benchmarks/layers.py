@@ -11,6 +11,7 @@ start (useful multiply-adds only).
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import platform
@@ -141,6 +142,14 @@ def measure(layer: Layer, densities: list[float], seconds: float) -> dict[str, d
     return taken
 
 
+def keep_memory() -> None:
+    """Stops glibc from handing large blocks back to the system after each call, whose return costs more than the layer."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", default="all", choices=[*SETS, "all"], help="which layers")
@@ -149,6 +158,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="spent on each figure at least")
     parser.add_argument("--json", type=Path, help="also append one line for each layer to this file")
     options = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(options.threads)
     densities = [float(d) for d in options.densities.split(",")]
     most = peak()

@@ -32,11 +32,11 @@ __all__ = [
 ]
 
 LIMITS = {
-    "forward": (0.2, 0.35),
-    "input_grad": (0.2, 0.35),
-    "weight_grad": (0.15, 0.3),
+    "1x1": {"forward": 0.25, "input_grad": 0.15, "weight_grad": 0.1},
+    "strided, one-dimensional or as large as the map": {"forward": 0.25, "input_grad": 0.2, "weight_grad": 0.2},
+    "other": {"forward": 0.4, "input_grad": 0.3, "weight_grad": 0.3},
 }
-"""Density from which PyTorch's dense convolution is taken, for one-weight kernels and for larger ones (docs/kernels.md)."""
+"""Density from which PyTorch's dense convolution is taken, by kind of kernel and pass (measured: docs/kernels.md)."""
 
 _PATHS = ("auto", "native", "dense")
 _path = os.environ.get("GOSSAMER_PATH", "auto")
@@ -130,7 +130,13 @@ def choose_path(
     if _path != "auto":
         return _path, "asked for"
     density = connections * groups / (input_shape[1] * out_channels)
-    limit = LIMITS[operation][kernel_size[0] * kernel_size[1] > 1]
+    if kernel_size[0] == kernel_size[1] == 1:
+        kind = "1x1"
+    elif max(stride) > 1 or min(kernel_size) == 1 or kernel_size[0] >= input_shape[2]:
+        kind = "strided, one-dimensional or as large as the map"
+    else:
+        kind = "other"
+    limit = LIMITS[kind][operation]
     if input_shape[1] == 1:
         return "native", "one input channel"
     if density >= limit:
