@@ -2,6 +2,10 @@
 
 #include <stdlib.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -54,8 +58,12 @@ float* scratch(size_t floats) {
     if (bytes > mine.bytes) {
         free(mine.block);
         mine.bytes = 0;
-        mine.block = aligned_alloc(4096, bytes);
+        constexpr size_t huge = 2 << 20;  // scratch is read in jumps from plane to plane: large pages spare address look-ups
+        mine.block = aligned_alloc(bytes < huge ? 4096 : huge, bytes < huge ? bytes : (bytes + huge - 1) / huge * huge);
         if (mine.block) mine.bytes = bytes;
+#if defined(__linux__)
+        if (mine.block && bytes >= huge) madvise(mine.block, bytes, MADV_HUGEPAGE);
+#endif
     }
     return static_cast<float*>(mine.block);
 }
