@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/gossamer demo
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(TESTS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(TESTS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -130,8 +130,8 @@ def _work(parent: Connection, run: Run, task: Callable[[], Row]) -> None:
     """The life of a run's process. Ctrl-C reaches the parent alone, which tells its children to stop."""
     os.setpgrp()
     multiprocessing.set_start_method(None, force=True)  # data loaders start theirs as in any other program
-    threading.Thread(target=_stop_with, args=(parent,), daemon=True).start()
     try:
+        threading.Thread(target=_stop_with, args=(parent,), daemon=True).start()
         parent.send(guarded(run, task))
     except KeyboardInterrupt:
         os._exit(130)
