@@ -50,14 +50,14 @@ def test_sparsify_leaves_nothing_dead(network: type[nn.Module], density: float, 
 @settings(max_examples=15)
 @given(st.sampled_from(nets.FOLLOWED), st.floats(0, 0.5), st.integers(0, 9))
 def test_repair_revives_anybodys_pattern(network: type[nn.Module], density: float, seed: int) -> None:
-    model = _with_masks(network().eval(), density, seed).double()
+    model = _with_masks(network().eval(), density, seed)
     repaired, added = gs.repair(model, nets.IMAGE)
     assert gs.dead_channels(repaired, nets.IMAGE) == {}
     count = [sum(m.weight.shape[0] for m in n.modules() if isinstance(m, gs.SparseConv2d)) for n in (model, repaired)]
     assert count[1] - count[0] == added
     assert (added == 0) == (gs.dead_channels(model, nets.IMAGE) == {})
     image = torch.randn(2, *nets.IMAGE, dtype=torch.float64)
-    torch.testing.assert_close(repaired(image), model(image))  # new kernels start at zero
+    torch.testing.assert_close(repaired.double()(image), model.double()(image))  # new kernels start at zero
 
 
 def test_repair_says_what_it_cannot_revive() -> None:
