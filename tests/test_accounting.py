@@ -18,7 +18,9 @@ TABLE_1_THIN = {  # multiplier: params, madds, as printed by TF-slim's own count
     0.5: (5.438e6, 1.433e9),
     0.8: (13.49e6, 3.439e9),
 }
+# Density 0.003 misses the 3.5% of the others: one connection in three there only keeps a channel alive (docs/idea.md).
 TABLE_1_SPARSE = {  # density: params, madds, as the paper prints them
+    0.003: (158e3, 82e6),
     0.01: (287e3, 104e6),
     0.03: (724e3, 208e6),
     0.1: (2.3e6, 628e6),
@@ -55,7 +57,7 @@ def test_table_1_depth_multiplier(inception: nn.Module, multiplier: float) -> No
 def test_table_1_sparse(inception: nn.Module, density: float) -> None:
     params, madds = TABLE_1_SPARSE[density]
     cost = gs.count(gs.sparsify(inception, density, pattern="uniform"))
-    assert cost.params == pytest.approx(params, rel=0.035)
+    assert cost.params == pytest.approx(params, rel=0.035 if density > 0.003 else 0.045)
     assert cost.madds == pytest.approx(madds, rel=0.065)
 
 
@@ -124,6 +126,7 @@ def test_attention_can_be_counted_though_not_thinned() -> None:
 def test_the_batch_does_not_matter() -> None:
     model = gs.models.create("mnist")
     assert gs.count(model, torch.zeros(7, 1, 28, 28)) == gs.count(model, (1, 28, 28)) == gs.count(model)
+    assert gs.count(model.double(), (1, 28, 28)).params == 1_657_632  # a shape takes the model's own precision
 
 
 def test_the_table_reads_well() -> None:

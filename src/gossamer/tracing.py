@@ -69,9 +69,10 @@ def trace(model: nn.Module, example_inputs: Inputs, training: bool = False) -> T
             name: fakes.from_tensor(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
         device = next((t.device for t in state.values()), torch.device("cpu"))
+        own = next((t.dtype for t in state.values() if t.is_floating_point()), torch.get_default_dtype())
         inputs = [
             torch.empty((max(2, shape[0]), *shape[1:]) if training else shape, dtype=dtype, device=device)
-            for shape, dtype in _shapes(example_inputs)
+            for shape, dtype in _shapes(example_inputs, own)
         ]
         try:
             model.train(training)
@@ -118,12 +119,12 @@ def _named(model: nn.Module, stack: list[str]) -> Iterator[None]:
             hook.remove()
 
 
-def _shapes(example_inputs: Inputs) -> list[tuple[tuple[int, ...], torch.dtype]]:
+def _shapes(example_inputs: Inputs, default: torch.dtype) -> list[tuple[tuple[int, ...], torch.dtype]]:
     given: list[Any] = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
     if given and all(isinstance(t, Tensor) for t in given):
         return [(tuple(t.shape), t.dtype) for t in given]
     if given and all(isinstance(n, int) and n > 0 for n in given):
-        return [((1, *given) if len(given) < 4 else tuple(given), torch.get_default_dtype())]
+        return [((1, *given) if len(given) < 4 else tuple(given), default)]
     raise TypeError(
         "example inputs must be a tensor, a tuple of tensors, or the (channels, height, width) of one image, "
         f"got {example_inputs!r}"
