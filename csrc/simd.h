@@ -42,6 +42,7 @@ GS_INLINE vec zero() { return _mm512_setzero_ps(); }
 GS_INLINE vec broadcast(float x) { return _mm512_set1_ps(x); }
 GS_INLINE vec load(const float* p) { return _mm512_loadu_ps(p); }
 GS_INLINE void store(float* p, vec a) { _mm512_storeu_ps(p, a); }
+GS_INLINE void stream(float* p, vec a) { _mm512_stream_ps(p, a); }
 GS_INLINE vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
 GS_INLINE vec max(vec a, vec b) { return _mm512_max_ps(a, b); }
 GS_INLINE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
@@ -70,6 +71,7 @@ GS_INLINE vec zero() { return _mm256_setzero_ps(); }
 GS_INLINE vec broadcast(float x) { return _mm256_set1_ps(x); }
 GS_INLINE vec load(const float* p) { return _mm256_loadu_ps(p); }
 GS_INLINE void store(float* p, vec a) { _mm256_storeu_ps(p, a); }
+GS_INLINE void stream(float* p, vec a) { _mm256_stream_ps(p, a); }
 GS_INLINE vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
 GS_INLINE vec max(vec a, vec b) { return _mm256_max_ps(a, b); }
 GS_INLINE vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
@@ -93,6 +95,7 @@ GS_INLINE vec zero() { return _mm_setzero_ps(); }
 GS_INLINE vec broadcast(float x) { return _mm_set1_ps(x); }
 GS_INLINE vec load(const float* p) { return _mm_loadu_ps(p); }
 GS_INLINE void store(float* p, vec a) { _mm_storeu_ps(p, a); }
+GS_INLINE void stream(float* p, vec a) { _mm_stream_ps(p, a); }
 GS_INLINE vec add(vec a, vec b) { return _mm_add_ps(a, b); }
 GS_INLINE vec max(vec a, vec b) { return _mm_max_ps(a, b); }
 GS_INLINE vec fma(vec a, vec b, vec c) { return _mm_add_ps(_mm_mul_ps(a, b), c); }
@@ -120,6 +123,7 @@ GS_INLINE vec zero() { return vdupq_n_f32(0); }
 GS_INLINE vec broadcast(float x) { return vdupq_n_f32(x); }
 GS_INLINE vec load(const float* p) { return vld1q_f32(p); }
 GS_INLINE void store(float* p, vec a) { vst1q_f32(p, a); }
+GS_INLINE void stream(float* p, vec a) { vst1q_f32(p, a); }
 GS_INLINE vec add(vec a, vec b) { return vaddq_f32(a, b); }
 GS_INLINE vec max(vec a, vec b) { return vmaxq_f32(a, b); }
 GS_INLINE vec fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }

@@ -1,0 +1,317 @@
+// Gather, driven over images, bands of rows and destination planes.
+#pragma once
+
+#include "padded.h"
+#include "parallel.h"
+#include "problem.h"
+#include "tile.h"
+
+namespace gossamer {
+namespace {
+
+enum Shape { kRows, kFlat, kBatch, kPoints };
+
+struct Plan {
+    Shape shape;
+    Layout layout;
+    i64 band, bands;     // rows of positions in a band
+    i64 group, groups;   // images in a task
+    i64 flat;            // floats of one row of positions or, in the flat shape, of a whole band
+    bool whole;          // rows follow each other without a gap, in source and destination
+    i64 block;           // destination planes computed before they are stored (batch shape)
+    bool stream;         // destination planes are stored past the caches
+    bool by_position;    // batch shape: each position has its own list of taps, those that fall inside the image
+};
+
+struct GatherRun {
+    const Gather* g;
+    const Plan* plan;
+    const i64 *offset, *tap_weight;  // [columns], [columns * column]; by position: [positions][columns]
+    const i64* taps;                 // by position: [positions], how many
+    float* work;          // [private ? threads : 1][planes]
+    i64 work_floats;
+    float* temporary;     // [threads][temporary_floats]
+    i64 temporary_floats;
+    i64* counters;        // one for each task
+    i64 tasks;
+    bool alone;           // every thread takes whole tasks
+};
+
+void bounds(const int32_t* values, i64 count, i64 extra, i64* lo, i64* hi) {
+    *lo = *hi = count ? values[0] : 0;
+    for (i64 i = 0; i < count; i++) {
+        *lo = least(*lo, values[i]);
+        *hi = most(*hi, values[i]);
+    }
+    *hi += extra;
+}
+
+// How many of `count` positions a tap at `offset` finds inside [0, size).
+i64 count_inside(i64 count, i64 step, i64 offset, i64 size) {
+    i64 inside = 0;
+    for (i64 i = 0; i < count; i++) inside += i * step + offset >= 0 && i * step + offset < size;
+    return inside;
+}
+
+// Whether the destination is so large that it leaves the caches before it is read, and aligned to vectors throughout.
+bool fits_streaming(const Gather& g) {
+    return g.batch * g.outputs * g.dst_h * g.dst_w >= kStreamFloats && g.dst_w % kLanes == 0 &&
+           reinterpret_cast<uintptr_t>(g.dst) % (kLanes * sizeof(float)) == 0;
+}
+
+// `weights` plans the layout for the weight gradient, which needs whole planes.
+Plan make_plan(const Gather& g, int threads, bool weights) {
+    Plan p;
+    p.group = p.block = 1;
+    p.by_position = false;
+    i64 row_lo, row_hi, col_lo, col_hi;
+    bounds(g.tap_row, g.columns, g.column - 1, &row_lo, &row_hi);
+    bounds(g.tap_col, g.columns, 0, &col_lo, &col_hi);
+    const i64 lanes = round_up(g.cols, kLanes), taps = g.column * g.columns;
+    const bool narrow = g.cols * 16 < lanes * 13;
+    p.shape = taps == 1 && !weights ? kPoints : taps == 1 ? kFlat : g.cols * 8 >= lanes * 5 ? kRows : kFlat;
+    if (taps > 1 && g.batch * 2 >= kLanes && g.cols <= 8 && narrow) {
+        p.shape = kBatch;
+        const i64 positions = g.rows * g.cols, wanted = divide_up(g.batch, kLanes * divide_up(8, positions));
+        p.group = weights ? kLanes : round_up(divide_up(g.batch, most(wanted, least(threads, divide_up(g.batch, 4 * kLanes)))), kLanes);
+        if (!weights && positions <= 64 && positions * taps <= 16384) {
+            i64 inside = 0;  // taps that fall inside the image
+            for (i64 j = 0; j < g.columns; j++)
+                for (i64 i = 0; i < g.column; i++)
+                    inside += count_inside(g.rows, g.step_y, g.tap_row[j] + i, g.height) *
+                              count_inside(g.cols, g.step_x, g.tap_col[j], g.width);
+            const i64 groups = most(divide_up(g.batch, 8 * kLanes), least(threads, divide_up(g.batch, 4 * kLanes)));
+            const i64 group = round_up(divide_up(g.batch, groups), kLanes);
+            p.by_position = inside * most(1, divide_up(4 * kLanes, group)) * 10 < positions * taps * 6;
+            if (p.by_position) p.group = group;
+        }
+        p.block = least(g.outputs, most(1, divide_up(kLanes * 2, positions)));
+    }
+    p.band = g.rows;
+    const Fit fit = p.shape == kRows ? kVectorRows : p.shape == kBatch ? kUnshared : kTight;
+    const i64 least_rows = p.shape == kBatch ? 2 : kMaxRows, budget = p.shape == kBatch ? kCacheFloats * 3 / 2 : kCacheFloats;
+    if (p.by_position) {  // the source as it is: no padding, no phases
+        p.layout = make_layout(g.height, g.width, 1, 1, 0, 0, 0, 0, g.width, p.group, kUnshared);
+    } else {
+        for (;;) {
+            p.layout = make_layout(p.band, g.cols, g.step_y, g.step_x, row_lo, row_hi, col_lo, col_hi, g.width, p.group, fit);
+            if (p.band <= least_rows || p.layout.plane * g.channels <= budget || (weights && p.shape == kBatch)) break;
+            const i64 parts = divide_up(g.rows, p.band) + 1;
+            p.band = most(least_rows, least(p.band - 1, divide_up(g.rows, parts)));
+        }
+    }
+    p.bands = divide_up(g.rows, p.band);
+    p.groups = divide_up(g.batch, p.group);
+    p.whole = p.layout.cols == g.cols && g.dst_step_x == 1 && g.dst_w == g.cols && g.dst_step_y == 1;
+    p.stream = p.shape == kRows && g.dst_step_x == 1 && fits_streaming(g);
+    return p;
+}
+
+// Rows of one destination plane from `from` (row pitch `pitch`) to their places.
+void place_rows(const Gather& g, const float* from, i64 pitch, i64 y0, i64 rows, float* plane) {
+    for (i64 y = 0; y < rows; y++, from += pitch) {
+        float* to = plane + ((y0 + y) * g.dst_step_y + g.dst_y) * g.dst_w + g.dst_x;
+        if (g.dst_step_x == 1)
+            copy(to, from, g.cols);
+        else
+            for (i64 x = 0; x < g.cols; x++) to[x * g.dst_step_x] = from[x];
+    }
+}
+
+// Positions x images of `planes` destination planes, from [plane][position][image] to their places.
+void place_batch(const Gather& g, const float* from, i64 group, i64 n0, i64 images, i64 o0, i64 planes, i64 y0, i64 rows) {
+    const i64 positions = rows * g.cols, total = planes * positions, image = g.outputs * g.dst_h * g.dst_w;
+    const bool dense = g.dst_step_x == 1 && g.dst_step_y == 1 && (rows == g.dst_h || planes == 1) && g.cols == g.dst_w;
+    float* base = g.dst + n0 * image + o0 * g.dst_h * g.dst_w;
+    for (i64 m = 0; m < total; m += kLanes) {
+        const int count = (int)least(kLanes, total - m);
+        for (i64 n = 0; n < images; n += kLanes) {
+            vec v[kLanes];
+            for (int k = 0; k < kLanes; k++) v[k] = k < count ? load(from + (m + k) * group + n) : zero();
+            transpose(v);
+            const int lanes = (int)least(kLanes, images - n);
+            if (dense) {
+                float* to = base + n * image + y0 * g.dst_w + m;
+                for (int k = 0; k < lanes; k++) store_first(to + k * image, v[k], count);
+                continue;
+            }
+            for (int k = 0; k < lanes; k++) {
+                float row[kLanes];
+                store(row, v[k]);
+                float* to = base + (n + k) * image;
+                for (int i = 0; i < count; i++) {
+                    const i64 plane = (m + i) / positions, at = (m + i) % positions;
+                    to[(plane * g.dst_h + (y0 + at / g.cols) * g.dst_step_y + g.dst_y) * g.dst_w +
+                       (at % g.cols) * g.dst_step_x + g.dst_x] = row[i];
+                }
+            }
+        }
+    }
+}
+
+// One destination plane of a band, into `plane` (its place) or `temporary`.
+void gather_plane(const GatherRun& run, const float* planes, i64 o, i64 rows, float* to, i64 to_pitch) {
+    const Gather& g = *run.g;
+    const Plan& p = *run.plan;
+    const Layout& l = p.layout;
+    Tile t;
+    t.plane = l.plane;
+    t.pitch = l.pitch;
+    t.odd = l.phases_x * l.phase;
+    t.source = g.source;
+    t.position = g.position;
+    t.first = g.begin[o];
+    t.last = g.begin[o + 1];
+    t.weight = g.weight;
+    t.kernel = g.kernel;
+    t.columns = g.columns;
+    t.offset = run.offset;
+    t.tap_weight = run.tap_weight;
+    t.to_pitch = to_pitch;
+    t.bias = g.bias ? g.bias[o] : 0.0f;
+    t.floor = g.relu ? 0.0f : -__builtin_inff();
+    t.stream = p.stream;
+    if (p.by_position) {
+        for (i64 at = 0; at < rows * g.cols; at++) {
+            t.columns = (int)run.taps[at];
+            t.offset = run.offset + at * g.columns;
+            t.tap_weight = run.tap_weight + at * g.columns;
+            t.planes = planes;
+            t.to = to + at * l.inner;
+            t.count = l.inner;
+            find_tile(1, 1, 1, (int)(l.inner / kLanes))(t);
+        }
+        return;
+    }
+    const bool run_on = p.shape == kFlat;  // rows of positions follow each other as one
+    const i64 length = run_on ? (rows - 1) * l.pitch + g.cols : g.cols * l.inner;
+    const i64 vectors = divide_up(length, kLanes), across = divide_up(vectors, g.column > 1 ? kMaxVectors : kMaxFlat);
+    const i64 wide = divide_up(vectors, across);
+    const i64 down = run_on ? 1 : divide_up(rows, most_rows(wide)), high = run_on ? 1 : divide_up(rows, down);
+    for (i64 y = 0; y < (run_on ? 1 : rows); y += high)
+        for (i64 v = 0; v < vectors; v += wide) {
+            t.planes = planes + y * l.pitch + v * kLanes;
+            t.to = to + y * to_pitch + v * kLanes;
+            t.count = length - v * kLanes;
+            find_tile(g.column, g.step_y, (int)(run_on ? 1 : least(high, rows - y)), (int)least(wide, vectors - v))(t);
+        }
+}
+
+void gather_outputs(const GatherRun& run, const float* planes, float* temporary, i64 task, i64 o0, i64 o1) {
+    const Gather& g = *run.g;
+    const Plan& p = *run.plan;
+    const i64 n0 = task / p.bands * p.group, y0 = task % p.bands * p.band, rows = least(p.band, g.rows - y0);
+    const i64 area = g.dst_h * g.dst_w;
+    if (p.shape == kBatch) {
+        const i64 plane = rows * g.cols * p.group;
+        for (i64 o = o0; o < o1; o += p.block) {
+            const i64 count = least(p.block, o1 - o);
+            for (i64 k = 0; k < count; k++) gather_plane(run, planes, o + k, rows, temporary + k * plane, g.cols * p.group);
+            place_batch(g, temporary, p.group, n0, least(p.group, g.batch - n0), o, count, y0, rows);
+        }
+        return;
+    }
+    for (i64 o = o0; o < o1; o++) {
+        float* plane = g.dst + (n0 * g.outputs + o) * area;
+        if (p.shape == kRows ? g.dst_step_x == 1 : p.whole) {
+            gather_plane(run, planes, o, rows, plane + (y0 * g.dst_step_y + g.dst_y) * g.dst_w + g.dst_x, g.dst_step_y * g.dst_w);
+        } else {
+            const i64 pitch = p.shape == kRows ? round_up(g.cols, kLanes) : p.layout.pitch;
+            gather_plane(run, planes, o, rows, temporary, pitch);
+            place_rows(g, temporary, pitch, y0, rows, plane);
+        }
+    }
+}
+
+void gather_copy(const GatherRun& run, float* planes, i64 task, i64 c0, i64 c1) {
+    const Gather& g = *run.g;
+    const Plan& p = *run.plan;
+    const i64 n0 = task / p.bands * p.group, y0 = task % p.bands * p.band;
+    const float* src = g.src + n0 * g.channels * g.height * g.width;
+    if (p.shape == kBatch) {
+        copy_batch(p.layout, p.by_position ? 1 : g.step_y, p.by_position ? 1 : g.step_x, src, least(p.group, g.batch - n0), g.channels, g.height, g.width, y0, c0, c1, planes);
+        return;
+    }
+    for (i64 c = c0; c < c1; c++)
+        copy_plane(p.layout, g.step_y, g.step_x, src + c * g.height * g.width, g.height, g.width, y0, planes + c * p.layout.plane);
+}
+
+void gather_thread(void* argument, int thread, int threads) {
+    const GatherRun& run = *static_cast<const GatherRun*>(argument);
+    const Gather& g = *run.g;
+    const Plan& p = *run.plan;
+    float* temporary = run.temporary + thread * run.temporary_floats;
+    if (run.alone) {
+        float* planes = run.work + thread * run.work_floats;
+        fill_zero(planes + run.work_floats - kSlack, kSlack);
+        for (;;) {
+            const i64 task = __atomic_fetch_add(run.counters, 1, __ATOMIC_RELAXED);
+            if (task >= run.tasks) return;
+            gather_copy(run, planes, task, 0, g.channels);
+            gather_outputs(run, planes, temporary, task, 0, g.outputs);
+        }
+    }
+    if (thread == 0) fill_zero(run.work + run.work_floats - kSlack, kSlack);
+    const i64 chunk = round_up(most(1, divide_up(g.outputs, threads * 8)), p.block);
+    for (i64 task = 0; task < run.tasks; task++) {
+        gather_copy(run, run.work, task, g.channels * thread / threads, g.channels * (thread + 1) / threads);
+        barrier();
+        for (;;) {
+            const i64 o = __atomic_fetch_add(run.counters + task, chunk, __ATOMIC_RELAXED);
+            if (o >= g.outputs) break;
+            gather_outputs(run, run.work, temporary, task, o, least(o + chunk, g.outputs));
+        }
+        barrier();
+    }
+}
+
+// For each position the taps that fall inside the image.
+void list_taps(const Gather& g, const Layout& l, i64* offset, i64* tap_weight, i64* taps) {
+    for (i64 y = 0; y < g.rows; y++)
+        for (i64 x = 0; x < g.cols; x++, offset += g.columns, tap_weight += g.columns, taps++) {
+            *taps = 0;
+            for (int j = 0; j < g.columns; j++) {
+                const i64 sy = y * g.step_y + g.tap_row[j], sx = x * g.step_x + g.tap_col[j];
+                if (sy < 0 || sy >= g.height || sx < 0 || sx >= g.width) continue;
+                offset[*taps] = sy * l.pitch + sx * l.inner;
+                tap_weight[(*taps)++] = g.tap_weight[j];
+            }
+        }
+}
+
+i64 gather_scratch(const Gather& g, const Plan& p, int threads, GatherRun* run) {
+    run->g = &g;
+    run->plan = &p;
+    run->tasks = p.groups * p.bands;
+    run->alone = threads == 1 || run->tasks % threads == 0 || run->tasks >= 4 * threads;
+    run->work_floats = p.layout.plane * g.channels + kSlack;
+    run->temporary_floats = round_up(p.block * p.band * most(p.layout.pitch, round_up(g.cols, kLanes) * p.layout.inner) + kSlack, kLanes);
+    const i64 lists = p.by_position ? g.rows * g.cols : 1;
+    return (run->alone ? threads : 1) * run->work_floats + threads * run->temporary_floats + 2 * run->tasks +
+           2 * lists * (g.columns * (1 + g.column) + 1) + 2 * kLanes;
+}
+
+void gather(const Gather& g, const Plan& p, int threads, GatherRun* run, float* memory) {
+    run->work = memory;
+    run->temporary = run->work + (run->alone ? threads : 1) * run->work_floats;
+    run->counters = reinterpret_cast<i64*>(run->temporary + threads * run->temporary_floats);
+    for (i64 i = 0; i < run->tasks; i++) run->counters[i] = 0;
+    i64* offset = run->counters + run->tasks;
+    const i64 lists = p.by_position ? g.rows * g.cols : 1;
+    i64* tap_weight = offset + lists * g.columns;
+    i64* taps = tap_weight + lists * g.columns * g.column;
+    if (p.by_position)
+        list_taps(g, p.layout, offset, tap_weight, taps);
+    else
+        for (int j = 0; j < g.columns; j++) {
+            offset[j] = tap_offset(p.layout, g.step_y, g.step_x, g.tap_row[j], g.tap_col[j]);
+            for (int i = 0; i < g.column; i++) tap_weight[j * g.column + i] = g.tap_weight[j * g.column + i];
+        }
+    run->offset = offset;
+    run->tap_weight = tap_weight;
+    run->taps = taps;
+    parallel(threads, gather_thread, run);
+}
+
+}  // namespace
+}  // namespace gossamer

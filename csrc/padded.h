@@ -1,0 +1,142 @@
+// Padded copies: source planes laid out so that every tap is one constant offset.
+#pragma once
+
+#include "arith.h"
+
+namespace gossamer {
+namespace {
+
+// Where source planes go: [channel][phase][row][col][inner]. A phase holds every step-th row and column.
+struct Layout {
+    i64 inner;                // floats at one position: 1, or images in the batch layout
+    i64 row_min, col_min;     // source offset of padded position (0, 0)
+    i64 phases_y, phases_x;
+    i64 pitch, phase, plane;  // floats from row to row, phase to phase, channel to channel
+    i64 rows, cols;           // rows copied and columns kept in each phase
+};
+
+i64 tap_offset(const Layout& l, i64 step_y, i64 step_x, i64 row, i64 col) {
+    const i64 y = row - l.row_min, x = col - l.col_min;
+    const i64 a = y % step_y, b = x % step_x;
+    return (a * l.phases_x + b) * l.phase + (y / step_y) * l.pitch + (x / step_x) * l.inner;
+}
+
+enum Fit { kTight, kVectorRows, kUnshared };
+
+// A layout for `rows` x `cols` positions whose taps lie in [row_lo, row_hi] x [col_lo, col_hi].
+Layout make_layout(i64 rows, i64 cols, i64 step_y, i64 step_x, i64 row_lo, i64 row_hi, i64 col_lo, i64 col_hi,
+                   i64 width, i64 inner, Fit fit) {
+    Layout l;
+    l.inner = inner;
+    l.row_min = row_lo;
+    l.col_min = col_lo;
+    l.phases_y = least(step_y, row_hi - row_lo + 1);
+    l.phases_x = least(step_x, col_hi - col_lo + 1);
+    const i64 last = (col_hi - col_lo) / step_x;
+    i64 shared = 0;  // zero columns that end one row and begin the next
+    if (step_x == 1 && fit != kUnshared) {
+        const i64 left = most(0, -col_lo), right = most(0, cols - 1 + col_hi - (width - 1));
+        shared = least(least(left, right), last);
+    }
+    l.rows = rows + (row_hi - row_lo) / step_y;
+    i64 pitch = cols + last - shared;
+    if (fit == kVectorRows) pitch = round_up(pitch, kLanes) * 8 <= pitch * 9 ? round_up(pitch, kLanes) : round_up(pitch, 4);
+    l.cols = pitch;
+    l.pitch = pitch * inner;
+    l.phase = l.rows * l.pitch;
+    l.plane = round_up(l.phases_y * l.phases_x * l.phase + shared * inner, kLanes);
+    return l;
+}
+
+GS_INLINE void fill_zero(float* p, i64 count) {
+    i64 i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(p + i, zero());
+    for (; i < count; i++) p[i] = 0;
+}
+
+GS_INLINE void copy(float* to, const float* from, i64 count) {
+    i64 i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+    if (i < count) store_first(to + i, load_first(from + i, (int)(count - i)), (int)(count - i));
+}
+
+// to[0..length) = from, zero outside [first, last).
+GS_INLINE void copy_row(float* to, i64 length, const float* from, i64 first, i64 last) {
+    i64 q = 0;
+    for (; q < length; q += kLanes) {
+        const bool inside = q >= first && q + kLanes <= last;
+        const vec v = inside ? load(from + q)
+                             : load_between(from + q, (int)most(0, least(kLanes, first - q)), (int)most(0, least(kLanes, last - q)));
+        if (q + kLanes <= length)
+            store(to + q, v);
+        else
+            store_first(to + q, v, (int)(length - q));
+    }
+}
+
+// Copies one source plane; position row 0 is grid row y0.
+void copy_plane(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 height, i64 width, i64 y0, float* to) {
+    float* const end = to + l.plane;
+    for (i64 a = 0; a < l.phases_y; a++)
+        for (i64 b = 0; b < l.phases_x; b++) {
+            const i64 x0 = b + l.col_min;
+            const i64 first = least(l.cols, x0 >= 0 ? 0 : divide_up(-x0, step_x));
+            const i64 last = most(first, least(l.cols, x0 >= width ? 0 : divide_up(width - x0, step_x)));
+            for (i64 r = 0; r < l.rows; r++, to += l.pitch) {
+                const i64 y = (y0 + r) * step_y + a + l.row_min;
+                if (y < 0 || y >= height) {
+                    fill_zero(to, l.pitch);
+                    continue;
+                }
+                const float* from = src + y * width + x0;
+                if (step_x == 1) {
+                    copy_row(to, l.cols, from, first, last);
+                    continue;
+                }
+                for (i64 q = 0; q < first; q++) to[q] = 0;
+                if (step_x == 2)
+                    for (i64 q = first; q < last; q++) to[q] = from[2 * q];
+                else
+                    for (i64 q = first; q < last; q++) to[q] = from[q * step_x];
+                for (i64 q = last; q < l.cols; q++) to[q] = 0;
+            }
+        }
+    fill_zero(to, end - to);
+}
+
+// Copies all channels of up to l.inner images into the batch layout; lanes past `images` are zero.
+void copy_batch(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 images, i64 channels, i64 height,
+                i64 width, i64 y0, i64 c0, i64 c1, float* to) {
+    const i64 area = height * width, stride = channels * area;
+    for (i64 c = c0; c < c1; c++) fill_zero(to + c * l.plane, l.plane);
+    // for every source pixel its place in the layout, kLanes consecutive pixels (of all channels in turn) at once
+    const i64 total = (c1 - c0) * area;
+    i64 c = c0, y = 0, x = 0;
+    for (i64 m = 0; m < total; m += kLanes) {
+        const int pixels = (int)least(kLanes, total - m);
+        float* place[kLanes];
+        for (int k = 0; k < pixels; k++) {
+            const i64 py = y - l.row_min, px = x - l.col_min;
+            const i64 a = modulo(py, step_y), b = modulo(px, step_x);
+            const i64 r = floor_divide(py, step_y) - y0, q = floor_divide(px, step_x);
+            const bool kept = a < l.phases_y && b < l.phases_x && r >= 0 && r < l.rows && q >= 0 && q < l.cols;
+            place[k] = kept ? to + c * l.plane + (a * l.phases_x + b) * l.phase + r * l.pitch + q * l.inner : nullptr;
+            if (++x == width) {
+                x = 0;
+                if (++y == height) y = 0, c++;
+            }
+        }
+        for (i64 n = 0; n < images; n += kLanes) {
+            vec v[kLanes];
+            const float* from = src + n * stride + c0 * area + m;
+            for (int k = 0; k < kLanes; k++)
+                v[k] = n + k >= images ? zero() : pixels == kLanes ? load(from + k * stride) : load_first(from + k * stride, pixels);
+            transpose(v);
+            for (int k = 0; k < pixels; k++)
+                if (place[k]) store(place[k] + n, v[k]);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace gossamer
