@@ -185,28 +185,40 @@ struct Scatter {
     bool failed;      // some index points outside its plane
 };
 
+// N planes at once: neighbouring windows often share a winner, and adding to it again has to wait.
+template <int N>
+bool scatter(const Scatter& s, i64 plane) {
+    const i64 area = s.p.height * s.p.width, outputs = s.out_h * s.out_w;
+    const float* grad = s.grad_output + plane * outputs;
+    const uint8_t* index = s.index + plane * outputs;
+    float* to = s.grad_input + plane * area;
+    i64 z = 0;
+    for (; z + kLanes <= N * area; z += kLanes) store(to + z, zero());
+    for (; z < N * area; z++) to[z] = 0;
+    bool inside = true;
+    for (i64 y = 0; y < s.out_h; y++) {
+        i64 corner = (y * s.p.stride - s.p.padding) * s.p.width - s.p.padding;
+        for (i64 x = 0; x < s.out_w; x++, grad++, index++, corner += s.p.stride)
+#pragma GCC unroll 4
+            for (int n = 0; n < N; n++) {
+                const i64 at = corner + s.offset[index[n * outputs]];
+                if ((uint64_t)at < (uint64_t)area)
+                    to[n * area + at] += grad[n * outputs];
+                else
+                    inside = false;
+            }
+    }
+    return inside;
+}
+
 void scatter_planes(void* argument, int thread, int threads) {
     Scatter& s = *static_cast<Scatter*>(argument);
-    const i64 area = s.p.height * s.p.width, stride = s.p.stride;
-    const i64 first = s.p.planes * thread / threads, last = s.p.planes * (thread + 1) / threads;
-    bool failed = false;
-    for (i64 plane = first; plane < last; plane++) {
-        float* to = s.grad_input + plane * area;
-        i64 z = 0;
-        for (; z + kLanes <= area; z += kLanes) store(to + z, zero());
-        for (; z < area; z++) to[z] = 0;
-        for (i64 y = 0; y < s.out_h; y++) {
-            const i64 row = (plane * s.out_h + y) * s.out_w, corner = (y * stride - s.p.padding) * s.p.width - s.p.padding;
-            for (i64 x = 0; x < s.out_w; x++) {
-                const i64 at = corner + x * stride + s.offset[s.index[row + x]];
-                if ((uint64_t)at < (uint64_t)area)
-                    to[at] += s.grad_output[row + x];
-                else
-                    failed = true;
-            }
-        }
-    }
-    if (failed) __atomic_store_n(&s.failed, true, __ATOMIC_RELAXED);
+    i64 plane = s.p.planes * thread / threads;
+    const i64 last = s.p.planes * (thread + 1) / threads;
+    bool inside = true;
+    for (; plane + 4 <= last; plane += 4) inside &= scatter<4>(s, plane);
+    for (; plane < last; plane++) inside &= scatter<1>(s, plane);
+    if (!inside) __atomic_store_n(&s.failed, true, __ATOMIC_RELAXED);
 }
 
 int max_pool_grad(const gossamer_pool& p, const float* grad_output, const uint8_t* index, float* grad_input, int threads) {

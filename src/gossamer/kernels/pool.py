@@ -29,6 +29,10 @@ class _Pool(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("planes", "height", "width", "kernel", "stride", "padding")]
 
 
+for _function in (cpu._library.gossamer_max_pool, cpu._library.gossamer_max_pool_grad):
+    _function.argtypes = [ctypes.POINTER(_Pool), *[ctypes.c_void_p] * 3, ctypes.c_int]
+
+
 def output_size(shape: Sequence[int], kernel: int, stride: int, padding: int) -> tuple[int, int]:
     """Height and width of the output for an input of `shape` [n, c, h, w]; less than 1 where a window does not fit."""
     height, width = ((size + 2 * padding - kernel) // stride + 1 for size in shape[2:])
@@ -37,8 +41,8 @@ def output_size(shape: Sequence[int], kernel: int, stride: int, padding: int) ->
 
 def _call(function: str, shape: Sequence[int], kernel: int, stride: int, padding: int, *tensors: Tensor | None) -> None:
     pool = _Pool(shape[0] * shape[1], *shape[2:], kernel, stride, padding)
-    addresses = [None if t is None else ctypes.c_void_p(t.data_ptr()) for t in tensors]
-    status = getattr(cpu._library, function)(ctypes.byref(pool), *addresses, torch.get_num_threads())
+    addresses = [None if t is None else t.data_ptr() for t in tensors]
+    status = getattr(cpu._library, function)(pool, *addresses, torch.get_num_threads())
     if status:
         sizes = {name: getattr(pool, name) for name, _ in _Pool._fields_}
         raise RuntimeError(f"gossamer: {cpu._library.gossamer_status_text(status).decode()}; the call was {sizes}")
@@ -46,7 +50,7 @@ def _call(function: str, shape: Sequence[int], kernel: int, stride: int, padding
 
 def _check(input: Tensor) -> None:
     if input.dtype != torch.float32 or input.dim() != 4:
-        raise RuntimeError(f"max_pool2d takes float32 [n, c, h, w], got {input.dtype} {list(input.shape)}")
+        raise TypeError(f"max_pool2d needs float32 [n, c, h, w], got {input.dtype} {list(input.shape)}")
 
 
 def _forward(input: Tensor, kernel: int, stride: int, padding: int, with_index: bool) -> tuple[Tensor, Tensor]:
