@@ -24,18 +24,26 @@ class MaxPool2d(nn.MaxPool2d):
 
     def _native_window(self, input: Tensor) -> tuple[int, int, int] | None:
         """(kernel, stride, padding) where the native operator computes this call."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(input) is not Tensor:
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if torch.compiler.is_compiling() or tracing or not _is_plain(input):
             return None
         if input.device.type != "cpu" or input.dtype != torch.float32 or input.dim() != 4 or not input.is_contiguous():
             return None
-        kernel, stride, padding, dilation = (
-            _one(value) for value in (self.kernel_size, self.stride, self.padding, self.dilation)
-        )
-        if kernel is None or stride is None or padding is None or dilation != 1 or self.ceil_mode or self.return_indices:
+        if self.ceil_mode or self.return_indices or _one(self.dilation) != 1:
+            return None
+        kernel, stride, padding = (_one(value) for value in (self.kernel_size, self.stride, self.padding))
+        if kernel is None or stride is None or padding is None:
             return None
         if not 1 <= kernel <= pool.LARGEST or stride < 1 or not 0 <= padding <= kernel // 2 or 0 in input.shape:
-            return None  # also what PyTorch has an error message for
+            return None  # what PyTorch has an error message for, among others
         return (kernel, stride, padding) if min(pool.output_size(input.shape, kernel, stride, padding)) > 0 else None
+
+
+def _is_plain(input: Tensor) -> bool:
+    """Not a subclass, nor inside a transformation of torch.func, nor with a forward-mode derivative."""
+    if type(input) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(input):
+        return False
+    return torch.autograd.forward_ad.unpack_dual(input).tangent is None
 
 
 def _one(size: int | tuple[int, ...]) -> int | None:

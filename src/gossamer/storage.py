@@ -64,8 +64,8 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """Restore a saved model exactly into a freshly built one of the same architecture, in place; returns it.
 
     A sparse layer takes over the stored pattern, whatever it had; a dense `nn.Conv2d` where the file has a sparse layer
-    becomes sparse, and with it plain `nn.MaxPool2d` become `MaxPool2d`. Raises ValueError for a file that is truncated, foreign, or of another model, and leaves the model as
-    it was.
+    becomes sparse, and plain `nn.MaxPool2d` then become `MaxPool2d`. Raises ValueError for a file that is truncated,
+    foreign, or of another model, and leaves the model as it was.
     """
     state, patterns = read(path)
     replacements = {name: _prepared(model, name, c, path) for name, c in patterns.items()}

@@ -22,7 +22,18 @@ from gossamer.kernels import cpu, pool
 from guarded import Guarded
 
 ROOT = Path(__file__).parents[2]
-WINDOWS = [(2, 2, 0), (3, 2, 1), (3, 2, 0), (3, 1, 1), (2, 1, 1), (1, 2, 0), (5, 3, 2), (15, 1, 7), (3, 4, 1), (13, 5, 6)]
+WINDOWS = [
+    (2, 2, 0),
+    (3, 2, 1),
+    (3, 2, 0),
+    (3, 1, 1),
+    (2, 1, 1),
+    (1, 2, 0),
+    (5, 3, 2),
+    (15, 1, 7),
+    (3, 4, 1),
+    (13, 5, 6),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +70,9 @@ def problems(draw: st.DrawFn) -> tuple[list[int], tuple[int, int, int]]:
 
 
 @settings(max_examples=int(os.environ.get("GOSSAMER_EXAMPLES", "150")), deadline=None)
-@given(problems(), st.sampled_from(["distinct", "ties", "with NaN and infinities"]), st.integers(1, 4), st.integers(0, 99))
+@given(
+    problems(), st.sampled_from(["distinct", "ties", "with NaN and infinities"]), st.integers(1, 4), st.integers(0, 99)
+)
 def test_any_shape_agrees_with_pytorch(
     problem: tuple[list[int], tuple[int, int, int]], values: str, threads: int, seed: int
 ) -> None:
@@ -186,7 +199,9 @@ def test_an_index_outside_its_window_is_an_error_and_not_a_crash() -> None:
 @pytest.mark.parametrize("at_end", [True, False])
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (32, 33), (16, 260)], ids=str)
 @pytest.mark.parametrize("window", [(2, 2, 0), (2, 2, 1), (3, 2, 1), (3, 1, 1), (3, 3, 0)], ids=str)
-def test_nothing_outside_the_tensors_is_touched(window: tuple[int, int, int], size: tuple[int, int], at_end: bool) -> None:
+def test_nothing_outside_the_tensors_is_touched(
+    window: tuple[int, int, int], size: tuple[int, int], at_end: bool
+) -> None:
     rows, cols = pool.output_size((5, 1, *size), *window)
     if min(rows, cols) < 1:
         return

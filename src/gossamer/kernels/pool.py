@@ -44,7 +44,7 @@ def _call(function: str, shape: Sequence[int], kernel: int, stride: int, padding
     addresses = [None if t is None else t.data_ptr() for t in tensors]
     status = getattr(cpu._library, function)(pool, *addresses, torch.get_num_threads())
     if status:
-        sizes = {name: getattr(pool, name) for name, _ in _Pool._fields_}
+        sizes = {field[0]: getattr(pool, field[0]) for field in _Pool._fields_}
         raise RuntimeError(f"gossamer: {cpu._library.gossamer_status_text(status).decode()}; the call was {sizes}")
 
 
