@@ -11,20 +11,21 @@ namespace {
 struct Isa {
     const char* name;
     const Kernels* kernels;
+    const PoolKernels* pool;
 };
 
 struct Choice {
-    Isa chosen = {nullptr, nullptr};
+    Isa chosen = {nullptr, nullptr, nullptr};
     char list[64] = "";
 
     Choice() {
         const char* wanted = getenv("GOSSAMER_ISA");
         const bool any = !wanted || !*wanted;
-#define GOSSAMER_ISA(isa, supported)                                          \
-    if (supported) {                                                          \
-        if (*list) strcat(list, " ");                                         \
-        strcat(list, #isa);                                                   \
-        if (any || strcmp(wanted, #isa) == 0) chosen = {#isa, &kernels_##isa}; \
+#define GOSSAMER_ISA(isa, supported)                                                        \
+    if (supported) {                                                                        \
+        if (*list) strcat(list, " ");                                                       \
+        strcat(list, #isa);                                                                 \
+        if (any || strcmp(wanted, #isa) == 0) chosen = {#isa, &kernels_##isa, &pool_##isa}; \
     }
 #include "isa.inc"
 #undef GOSSAMER_ISA
@@ -56,6 +57,15 @@ int check(const gossamer_conv* c) {
         for (int32_t e = c->indptr[o] + 1; e < c->indptr[o + 1]; e++) bad |= c->indices[e] <= c->indices[e - 1];
     if (bad) return GOSSAMER_BAD_INDEX;
     return choice().chosen.kernels ? GOSSAMER_OK : GOSSAMER_UNKNOWN_ISA;
+}
+
+int check(const gossamer_pool* p) {
+    if (!p) return GOSSAMER_NULL_POINTER;
+    if (p->planes < 0 || p->height < 1 || p->width < 1 || p->height > INT32_MAX || p->width > INT32_MAX) return GOSSAMER_BAD_SHAPE;
+    if (p->kernel < 1 || p->kernel > 15 || p->stride < 1 || p->stride > INT32_MAX) return GOSSAMER_BAD_SHAPE;
+    if (p->padding < 0 || p->padding > p->kernel / 2) return GOSSAMER_BAD_SHAPE;
+    if (out_size(p->height < p->width ? p->height : p->width, p->kernel, p->stride, p->padding, 1) < 1) return GOSSAMER_BAD_SHAPE;
+    return choice().chosen.pool ? GOSSAMER_OK : GOSSAMER_UNKNOWN_ISA;
 }
 
 int64_t weights(const gossamer_conv* c) { return c->indptr[c->out_channels] * c->kernel_h * c->kernel_w; }
@@ -104,6 +114,20 @@ int gossamer_weight_grad(const gossamer_conv* c, const float* grad_output, const
     return choice().chosen.kernels->weight_grad(*c, grad_output, input, grad_weight, threads);
 }
 
+int gossamer_max_pool(const gossamer_pool* p, const float* input, float* output, uint8_t* index, int threads) {
+    const int status = check(p);
+    if (status || p->planes == 0) return status;
+    if (!input || !output) return GOSSAMER_NULL_POINTER;
+    return choice().chosen.pool->max_pool(*p, input, output, index, threads);
+}
+
+int gossamer_max_pool_grad(const gossamer_pool* p, const float* grad_output, const uint8_t* index, float* grad_input, int threads) {
+    const int status = check(p);
+    if (status || p->planes == 0) return status;
+    if (!grad_output || !index || !grad_input) return GOSSAMER_NULL_POINTER;
+    return choice().chosen.pool->max_pool_grad(*p, grad_output, index, grad_input, threads);
+}
+
 const char* gossamer_kernel_name(const gossamer_conv* c, char pass) {
     return check(c) ? "none" : choice().chosen.kernels->kernel_name(*c, pass);
 }
@@ -113,7 +137,8 @@ const char* gossamer_status_text(int status) {
         case GOSSAMER_OK: return "no error";
         case GOSSAMER_BAD_SHAPE: return "a size is out of range, or the output would be empty";
         case GOSSAMER_BAD_INDEX:
-            return "indptr must rise from 0 and each row of indices must ascend within the input channels";
+            return "indptr must rise from 0 and each row of indices must ascend within the input channels; an index of "
+                   "max-pooling must lie in its window";
         case GOSSAMER_NULL_POINTER: return "a tensor that has elements was given as a null pointer";
         case GOSSAMER_NO_MEMORY: return "no memory left for scratch space";
         case GOSSAMER_UNKNOWN_ISA: return "GOSSAMER_ISA names an instruction set that this library or machine does not have";

@@ -68,6 +68,21 @@ GOSSAMER_API int gossamer_input_grad(const gossamer_conv* conv, const float* gra
 GOSSAMER_API int gossamer_weight_grad(const gossamer_conv* conv, const float* grad_output, const float* input,
                                       float* grad_weight, int threads);
 
+/* Max-pooling of `planes` contiguous float32 planes [height, width] with a square window: kernel 1 to 15, stride >= 1, padding
+ * (with -infinity) at most half the kernel. The output's planes have the sizes of a convolution's. */
+typedef struct gossamer_pool {
+    int64_t planes, height, width, kernel, stride, padding;
+} gossamer_pool;
+
+/* output = the largest element of each window; not-a-number wins. Unless index is NULL, index [as output] is where in the
+ * window it stood, row * kernel + column: the first of equals, the last not-a-number. */
+GOSSAMER_API int gossamer_max_pool(const gossamer_pool* pool, const float* input, float* output, uint8_t* index, int threads);
+
+/* grad_input [as input] from grad_output [as output] and the index of gossamer_max_pool; every element is written.
+ * GOSSAMER_BAD_INDEX when an index points outside its plane. */
+GOSSAMER_API int gossamer_max_pool_grad(const gossamer_pool* pool, const float* grad_output, const uint8_t* index,
+                                        float* grad_input, int threads);
+
 /* A sentence for a status; never NULL. */
 GOSSAMER_API const char* gossamer_status_text(int status);
 

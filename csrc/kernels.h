@@ -1,4 +1,4 @@
-// What each build of sparse_conv.cpp offers to dispatch.cpp. Arguments are checked before they get here.
+// What each build of sparse_conv.cpp and pool.cpp offers to dispatch.cpp. Arguments are checked before they get here.
 #pragma once
 
 #include "gossamer.h"
@@ -13,12 +13,19 @@ struct Kernels {
     const char* (*kernel_name)(const gossamer_conv&, char pass);
 };
 
+struct PoolKernels {
+    int (*max_pool)(const gossamer_pool&, const float* input, float* output, uint8_t* index, int threads);
+    int (*max_pool_grad)(const gossamer_pool&, const float* grad_output, const uint8_t* index, float* grad_input, int threads);
+};
+
 static inline int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
     const int64_t room = in + 2 * pad - dilation * (kernel - 1) - 1;
     return room < 0 ? 0 : room / stride + 1;
 }
 
-#define GOSSAMER_ISA(name, supported) extern const Kernels kernels_##name;
+#define GOSSAMER_ISA(name, supported)          \
+    extern const Kernels kernels_##name;     \
+    extern const PoolKernels pool_##name;
 #include "isa.inc"
 #undef GOSSAMER_ISA
 

@@ -1,6 +1,6 @@
 // The vector type of one instruction set, and the dozen operations the kernels are written in.
 //
-// Included only by sparse_conv.cpp, which is compiled once for each line of isa.inc. Everything lives in an
+// Included only by sources that are compiled once for each line of isa.inc. Everything lives in an
 // anonymous namespace: a symbol shared between those builds would let the linker keep the copy compiled for the
 // newest instruction set and run it on an older processor.
 #pragma once
@@ -196,6 +196,104 @@ GS_INLINE void transpose(vec r[kLanes]) {
         for (int j = 0; j < kLanes; j++) b[j * kLanes + i] = a[i * kLanes + j];
     for (int i = 0; i < kLanes; i++) r[i] = load(b + i * kLanes);
 }
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What max-pooling needs.
+
+#if defined(__AVX512F__)
+
+typedef __mmask16 mask;
+GS_INLINE mask beats(vec a, vec b) {  // lanes where a > b, or a is not a number
+    return _kor_mask16(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q));
+}
+GS_INLINE vec select(mask m, vec yes, vec no) { return _mm512_mask_blend_ps(m, no, yes); }
+GS_INLINE void deinterleave(vec a, vec b, vec& even, vec& odd) {  // the even and the odd floats of a, then b
+    const __m512i lanes = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    even = _mm512_permutex2var_ps(a, lanes, b);
+    odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(lanes, _mm512_set1_epi32(1)), b);
+}
+GS_INLINE vec load_between(const float* p, int first, int last, vec outside) {
+    return _mm512_mask_loadu_ps(outside, (__mmask16)((1u << last) - (1u << first)), p);
+}
+GS_INLINE void store_bytes(uint8_t* p, vec a, int count) {  // the first `count` lanes, whole numbers from 0 to 255
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a));
+    if (count == kLanes)
+        _mm_storeu_si128((__m128i*)p, bytes);
+    else
+        _mm_mask_storeu_epi8(p, (__mmask16)((1u << count) - 1u), bytes);
+}
+
+#else
+
+#if defined(__AVX2__)
+
+typedef __m256 mask;
+GS_INLINE mask beats(vec a, vec b) { return _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), _mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
+GS_INLINE vec select(mask m, vec yes, vec no) { return _mm256_blendv_ps(no, yes, m); }
+GS_INLINE vec in_order(vec a) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(a), 0xd8)); }
+GS_INLINE void deinterleave(vec a, vec b, vec& even, vec& odd) {
+    even = in_order(_mm256_shuffle_ps(a, b, 0x88));
+    odd = in_order(_mm256_shuffle_ps(a, b, 0xdd));
+}
+GS_INLINE vec load_between(const float* p, int from, int last, vec outside) {
+    const __m256i inside = _mm256_andnot_si256(first(from), first(last));
+    return _mm256_blendv_ps(outside, _mm256_maskload_ps(p, inside), _mm256_castsi256_ps(inside));
+}
+GS_INLINE void all_bytes(uint8_t* p, vec a) {
+    const __m256i whole = _mm256_cvtps_epi32(a);
+    const __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(pairs, pairs));
+}
+
+#elif defined(__SSE2__)
+
+typedef __m128 mask;
+GS_INLINE mask beats(vec a, vec b) { return _mm_or_ps(_mm_cmpgt_ps(a, b), _mm_cmpunord_ps(a, a)); }
+GS_INLINE vec select(mask m, vec yes, vec no) { return _mm_or_ps(_mm_and_ps(m, yes), _mm_andnot_ps(m, no)); }
+GS_INLINE void deinterleave(vec a, vec b, vec& even, vec& odd) {
+    even = _mm_shuffle_ps(a, b, 0x88);
+    odd = _mm_shuffle_ps(a, b, 0xdd);
+}
+GS_INLINE void all_bytes(uint8_t* p, vec a) {
+    const __m128i whole = _mm_cvtps_epi32(a), pairs = _mm_packs_epi32(whole, whole);
+    const int bytes = _mm_cvtsi128_si32(_mm_packus_epi16(pairs, pairs));
+    __builtin_memcpy(p, &bytes, 4);
+}
+
+#else
+
+typedef uint32x4_t mask;
+GS_INLINE mask beats(vec a, vec b) { return vornq_u32(vcgtq_f32(a, b), vceqq_f32(a, a)); }
+GS_INLINE vec select(mask m, vec yes, vec no) { return vbslq_f32(m, yes, no); }
+GS_INLINE void deinterleave(vec a, vec b, vec& even, vec& odd) {
+    even = vuzp1q_f32(a, b);
+    odd = vuzp2q_f32(a, b);
+}
+GS_INLINE void all_bytes(uint8_t* p, vec a) {
+    const uint16x4_t pairs = vmovn_u32(vcvtq_u32_f32(a));
+    const uint8x8_t bytes = vmovn_u16(vcombine_u16(pairs, pairs));
+    __builtin_memcpy(p, &bytes, 4);
+}
+
+#endif
+
+#if !defined(__AVX2__)
+GS_INLINE vec load_between(const float* p, int first, int last, vec outside) {
+    float t[kLanes];
+    store(t, outside);
+    for (int i = first; i < last; i++) t[i] = p[i];
+    return load(t);
+}
+#endif
+
+GS_INLINE void store_bytes(uint8_t* p, vec a, int count) {
+    if (count == kLanes) return all_bytes(p, a);
+    uint8_t t[kLanes];
+    all_bytes(t, a);
+    for (int i = 0; i < count; i++) p[i] = t[i];
+}
+
 #endif
 
 }  // namespace

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gossamer.growth import densify, rewire
     from gossamer.layers import SparseConv2d
     from gossamer.paths import dead_channels, repair
+    from gossamer.pooling import MaxPool2d
     from gossamer.storage import load, save
     from gossamer.surgery import sparsify, thin
     from gossamer.training.growth import Growth
@@ -27,6 +28,7 @@ _HOME = {
     "Connectivity": "connectivity",
     "Cost": "accounting",
     "Growth": "training.growth",
+    "MaxPool2d": "pooling",
     "SparseConv2d": "layers",
     "count": "accounting",
     "dead_channels": "paths",
@@ -45,6 +47,7 @@ __all__ = [
     "Connectivity",
     "Cost",
     "Growth",
+    "MaxPool2d",
     "SparseConv2d",
     "count",
     "dead_channels",

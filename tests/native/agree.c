@@ -55,6 +55,38 @@ static int check(gossamer_conv c, int threads) {
     return wrong ? -1 : 1;
 }
 
+/* Max-pooling against its formula; the gradients of distinct winners are sums of ones, so they are equal exactly. */
+static int check_pool(gossamer_pool p, int threads) {
+    const int64_t oh = (p.height + 2 * p.padding - p.kernel) / p.stride + 1, ow = (p.width + 2 * p.padding - p.kernel) / p.stride + 1;
+    if (p.height + 2 * p.padding < p.kernel || p.width + 2 * p.padding < p.kernel) return 0;
+    const int64_t nx = p.planes * p.height * p.width, ny = p.planes * oh * ow;
+    float *x = numbers(nx, 1), *y = numbers(ny, 1), *y0 = numbers(ny, 0), *gx = numbers(nx, 1), *gx0 = numbers(nx, 0);
+    uint8_t* index = malloc((size_t)ny);
+    for (int64_t i = 0; i < nx; i++)
+        if (rand() % 4 == 0) x[i] = rand() % 2 ? 0.0f : -INFINITY;
+    for (int64_t out = 0; out < ny; out++) {
+        int64_t winner = -1;
+        const int64_t top = out / ow % oh * p.stride - p.padding, left = out % ow * p.stride - p.padding;
+        for (int64_t t = 0; t < p.kernel * p.kernel; t++) {
+            const int64_t r = top + t / p.kernel, q = left + t % p.kernel, in = (out / (oh * ow) * p.height + r) * p.width + q;
+            if (r < 0 || r >= p.height || q < 0 || q >= p.width) continue;
+            if (winner < 0 || x[in] > x[winner]) winner = in;
+        }
+        y0[out] = x[winner];
+        gx0[winner] += 1.0f;
+    }
+    int failed = gossamer_max_pool(&p, x, y, NULL, threads);
+    for (int64_t i = 0; i < ny; i++) failed |= y[i] != y0[i];
+    failed |= gossamer_max_pool(&p, x, y, index, threads);
+    for (int64_t i = 0; i < ny; i++) failed |= y[i] != y0[i], y[i] = 1.0f;
+    failed |= gossamer_max_pool_grad(&p, y, index, gx, threads);
+    const int wrong = failed || differ("gradient of max-pooling", gx, gx0, nx, 0.0);
+    float* all[] = {x, y, y0, gx, gx0};
+    for (int i = 0; i < 5; i++) free(all[i]);
+    free(index);
+    return wrong ? -1 : 1;
+}
+
 int main(void) {
     static const int64_t kernels[][2] = {{1, 1}, {3, 3}, {5, 5}, {1, 7}, {7, 1}, {2, 3}, {7, 7}, {4, 4}};
     static const int64_t batches[] = {1, 2, 5, 17};
@@ -78,6 +110,18 @@ int main(void) {
         const int result = check(c, 1 + round % 3);
         if (result < 0) {
             printf("in round %d\n", round);
+            return 1;
+        }
+        problems += result;
+    }
+    for (int round = 0; round < 400; round++) {
+        static const int64_t windows[] = {2, 3, 2, 3, 1, 5, 15};
+        gossamer_pool p = {.planes = 1 + rand() % 9, .height = 1 + rand() % 40, .width = 1 + rand() % 90,
+                           .kernel = windows[round % 7], .stride = 1 + rand() % 4};
+        p.padding = rand() % (p.kernel / 2 + 1);
+        const int result = check_pool(p, 1 + round % 3);
+        if (result < 0) {
+            printf("max-pooling in round %d\n", round);
             return 1;
         }
         problems += result;

@@ -8,7 +8,9 @@ san='-g -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all'
 build() {
     name=$1
     shift
-    g++ -std=gnu++17 -O1 -w $san "$@" -fno-exceptions "-DGOSSAMER_BUILD=$name" -c csrc/sparse_conv.cpp -o "$out/$name.o"
+    for source in sparse_conv pool; do
+        g++ -std=gnu++17 -O1 -w $san "$@" -fno-exceptions "-DGOSSAMER_BUILD=$name" -c csrc/$source.cpp -o "$out/$source.$name.o"
+    done
 }
 build base
 build avx2 -mavx2 -mfma

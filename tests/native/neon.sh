@@ -6,7 +6,9 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 cxx=aarch64-linux-gnu-g++
 version='-DGOSSAMER_VERSION="neon"'
-$cxx -std=gnu++17 -O2 -w -fopenmp -fno-exceptions -DGOSSAMER_BUILD=base -c csrc/sparse_conv.cpp -o "$out/base.o"
+for source in sparse_conv pool; do
+    $cxx -std=gnu++17 -O2 -w -fopenmp -fno-exceptions -DGOSSAMER_BUILD=base -c csrc/$source.cpp -o "$out/$source.o"
+done
 $cxx -std=gnu++17 -O2 -fopenmp "$version" -c csrc/dispatch.cpp -o "$out/dispatch.o"
 $cxx -std=gnu++17 -O2 -fopenmp -c csrc/parallel.cpp -o "$out/parallel.o"
 aarch64-linux-gnu-gcc -std=c99 -O1 -Wall -Wextra -Icsrc -c tests/native/agree.c -o "$out/agree.o"
