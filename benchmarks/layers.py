@@ -337,10 +337,8 @@ def main() -> None:
                 file.write(json.dumps(line | {"isa": cpu.info()["isa"], "peak": most}) + "\n")
     print()
     if options.rule:
-        print(
-            "| kind | pass | layers | native is faster up to d: smallest, median, largest | the rule takes it up to |"
-        )
-        print("| --- | --- | ---: | ---: | ---: |", *limit_rows(results, densities), sep="\n")
+        print("| kind | pass | layers | faster than the dense path up to d | than the peer | the rule takes it up to |")
+        print("| --- | --- | ---: | ---: | ---: | ---: |", *limit_rows(results, densities), sep="\n")
     else:
         print(columns("| share of the ideal | target |", densities, ": smallest, median, largest"))
         print("\n".join(target_rows(results, densities)))
