@@ -203,10 +203,9 @@ def takes(layer: Layer, name: str, density: float) -> str:
     return cpu.choose_path(PASSES[name], layer.input_shape, layer.kernel, c.connections, layer.outputs, stride)[0]
 
 
-def columns(first: str, densities: Sequence[float], what: str) -> str:
-    """The head of a Markdown table with a column for each density."""
-    texts = "".join(f" d = {d:g}{what} |" for d in densities)
-    return f"{first}{texts}\n|{' --- |' * (first.count('|') - 1)}{' ---: |' * len(densities)}"
+def columns(first: str, align: str, densities: Sequence[float], what: str) -> str:
+    """The head of a Markdown table: its first columns, and one for each density."""
+    return f"{first}{''.join(f' d = {d:g}{what} |' for d in densities)}\n{align}{' ---: |' * len(densities)}"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -321,9 +320,16 @@ def main() -> None:
     most = peak()
     print(header(str(options.threads), f"peak {2 * most / 1e9:.0f} GFLOP/s"), end="\n\n")
     if options.rule:
-        print(columns("| layer, batch | kind | pass |", densities, ""))
+        print(columns("| layer, batch | kind | pass |", "| --- | --- | --- |", densities, ""))
     else:
-        print(columns("| layer, batch | pass | dense ms |", densities, ": ms, times, of ideal, of peak"))
+        print(
+            columns(
+                "| layer, batch | pass | dense ms |",
+                "| --- | --- | ---: |",
+                densities,
+                ": ms, times, of ideal, of peak",
+            )
+        )
     results = {}
     for layer in layers:
         with torch.no_grad():
@@ -340,7 +346,7 @@ def main() -> None:
         print("| kind | pass | layers | faster than the dense path up to d | than the peer | the rule takes it up to |")
         print("| --- | --- | ---: | ---: | ---: | ---: |", *limit_rows(results, densities), sep="\n")
     else:
-        print(columns("| share of the ideal | target |", densities, ": smallest, median, largest"))
+        print(columns("| share of the ideal | target |", "| --- | --- |", densities, ": smallest, median, largest"))
         print("\n".join(target_rows(results, densities)))
 
 
