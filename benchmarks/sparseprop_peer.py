@@ -32,8 +32,8 @@ try:
     from sparseprop.modules import SparseConv2d
 except ModuleNotFoundError as error:
     raise SystemExit(
-        f"{error.name} is missing. sparseprop needs a C++ compiler with OpenMP: pip install pybind11 scipy setuptools, "
-        "then pip install --no-build-isolation sparseprop==0.1.14"
+        f"{error.name} is missing. sparseprop is compiled at installation (C++, OpenMP), in an activated environment: "
+        "pip install pybind11 scipy setuptools && pip install --no-build-isolation sparseprop==0.1.14"
     ) from None
 
 DENSITY = 0.05
@@ -136,7 +136,7 @@ def main() -> None:
     if not layers:
         parser.error(f"no layer has {options.only!r} in its name: {', '.join(map(str, LAYERS))}")
     if options.batch < 8 or options.batch % 8:
-        parser.error(f"sparseprop leaves out the images past a multiple of 8, got --batch {options.batch}")
+        parser.error(f"sparseprop gives wrong outputs for the images past a multiple of 8, got --batch {options.batch}")
     keep_memory()
     torch.set_num_threads(1)  # sparseprop shares PyTorch's OpenMP runtime, which is loaded first
     first = header("1", f"sparseprop {version('sparseprop')}", f"batch {options.batch}", f"d = {DENSITY}")
