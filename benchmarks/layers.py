@@ -1,30 +1,42 @@
 """Layers of well-known networks: our kernels against PyTorch's dense convolution in its faster memory format.
 
-    python benchmarks/layers.py [--set inference|training|pointwise|all] [--threads 1] [--densities 0.3,0.1,0.03] [--json FILE]
+    python benchmarks/layers.py [--set inference|pointwise|training|all] [--threads 1] [--densities 0.3,0.1,0.03]
+    python benchmarks/layers.py --rule
 
 Dense and sparse calls take turns, and each figure is the fastest of many, so that a busy machine is unfair to neither.
-For every layer and pass (f forward, i input gradient, w weight gradient) it prints dense ms and, for each density, sparse
-ms, times faster than dense, the share of the ideal 1 / density, and the share of the multiply-add peak measured at the
-start (useful multiply-adds only).
+
+The first table has one row for each layer and pass (f forward, i input gradient, w weight gradient): dense ms and, for
+each density, the native kernel's ms, the times it is faster than dense, the share `of ideal` (times x density: the ideal
+is to be 1 / density times faster), and the share `of peak`, the roofline: useful multiply-adds a second, with neither
+padding nor lanes that hold no position counted, over those of a 1024 x 1024 matrix product, measured at the start with
+the same threads. What is missing to 1 is what a better kernel could gain, had it no memory to wait for. The second table
+holds the shares of the ideal against the project's targets: smallest, median and largest over the layers.
+
+`--rule` shows what the choice between the native and the dense path (`gossamer.kernels.cpu.choose_path`) rests on. The
+dense path inside a sparse layer scatters the weights into a dense array and convolves in NCHW; the peer that users compare
+with is the faster format. So each cell has the path that the rule takes, how many times faster the native path is than
+the dense path, and than the peer; `!` marks a choice of the slower path. Only layers with at least 64 channels on both
+sides.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import math
-import platform
-import time
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from timing import Call, fastest, header, keep_memory, peak
 from torch.nn import functional as F
 
 from gossamer import Connectivity
 from gossamer.kernels import cpu
+
+PASSES = {"f": "forward", "i": "input_grad", "w": "weight_grad"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,29 @@ class Layer:
     @property
     def padding(self) -> tuple[int, int]:
         return (0, 0) if self.valid else (self.kernel[0] // 2, self.kernel[1] // 2)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.inputs, self.size, self.size
+
+    @property
+    def madds(self) -> int:
+        """Multiply-adds of one pass over the full layer."""
+        rows, cols = (
+            (self.size + 2 * p - k) // self.stride + 1 for p, k in zip(self.padding, self.kernel, strict=True)
+        )
+        return self.batch * self.inputs * self.outputs * self.kernel[0] * self.kernel[1] * rows * cols
+
+    @property
+    def kind(self) -> str:
+        """What the rule may tell apart."""
+        if self.kernel == (1, 1):
+            return "1x1"
+        if self.stride > 1:
+            return "strided"
+        if min(self.kernel) == 1:
+            return "one-dimensional"
+        return "as large as the map" if self.kernel[0] >= self.size else "other"
 
 
 def square(k: int) -> tuple[int, int]:
@@ -85,108 +120,234 @@ SETS = {
 }
 
 
-def fastest(calls: list[Callable[[], object]], seconds: float) -> list[float]:
-    """Seconds of each call's fastest run, all calls taking turns."""
-    for call in calls:
-        call()
-    best, rounds, start = [math.inf] * len(calls), 0, time.perf_counter()
-    while rounds < 5 or time.perf_counter() - start < seconds * len(calls):
-        for k, call in enumerate(calls):
-            begin = time.perf_counter()
-            call()
-            best[k] = min(best[k], time.perf_counter() - begin)
-        rounds += 1
-    return best
+@dataclass(frozen=True)
+class Target:
+    """A line of the table of targets: the layers and the passes (taken together) that it speaks of."""
+
+    what: str
+    share: str
+    passes: str
+    holds: Callable[[Layer], bool]
 
 
-def peak(seconds: float = 1.0) -> float:
-    """Multiply-adds a second that this machine's best dense product reaches, a stand-in for the hardware's peak."""
-    a = torch.randn(1024, 1024)
-    return 1024**3 / fastest([lambda: a @ a], seconds)[0]
+TARGETS = [
+    Target(
+        "3x3 and 5x5, stride 1, forward, batch 1",
+        "0.7 at 0.1, 0.6 at 0.03",
+        "f",
+        lambda x: x.batch == 1 and x.stride == 1 and min(x.kernel) > 1,
+    ),
+    Target("1x7 and 7x1, forward", "0.7 at 0.1, 0.6 at 0.03", "f", lambda x: min(x.kernel) == 1 < max(x.kernel)),
+    Target("stride 2, forward", "0.5 at 0.1", "f", lambda x: x.stride == 2),
+    Target("1x1, forward", "0.5 at 0.1, 0.35 at 0.03", "f", lambda x: x.kernel == (1, 1)),
+    Target(
+        "forward and both gradients together, 3x3, batch 16-64",
+        "0.6 at 0.1, 0.5 at 0.03",
+        "fiw",
+        lambda x: x.batch >= 16 and x.kernel == (3, 3),
+    ),
+]
+
+Times = dict[str, list[float]]
+"""Seconds: of the dense peer (one figure), and of the native and perhaps the dense path at each density."""
 
 
-def measure(layer: Layer, densities: list[float], seconds: float) -> dict[str, dict[str, list[float]]]:
-    """Seconds by pass: {"dense": [best], "sparse": [one for each density]}."""
-    x = torch.randn(layer.batch, layer.inputs, layer.size, layer.size)
+def calls(layer: Layer, densities: Sequence[float]) -> dict[str, tuple[list[Call], list[Call]]]:
+    """By pass: the dense calls in both memory formats, and the sparse ones, one for each density."""
+    x = torch.randn(layer.input_shape)
     w = torch.randn(layer.outputs, layer.inputs, *layer.kernel)
     geometry = [layer.stride] * 2, list(layer.padding), [1, 1]
     grad = torch.randn_like(F.conv2d(x, w, None, *geometry))
-    formats = [
-        [t.contiguous(memory_format=m) for t in (x, w, grad)] for m in (torch.contiguous_format, torch.channels_last)
-    ]
-    backward = torch.ops.aten.convolution_backward
+    found: dict[str, tuple[list[Call], list[Call]]] = {name: ([], []) for name in PASSES}
+    for layout in (torch.contiguous_format, torch.channels_last):
+        xf, wf, gf = (t.contiguous(memory_format=layout) for t in (x, w, grad))
+        backward = partial(torch.ops.aten.convolution_backward, gf, xf, wf, None, *geometry, False, [0, 0], 1)
+        found["f"][0].append(partial(F.conv2d, xf, wf, None, *geometry))
+        found["i"][0].append(partial(backward, [True, False, False]))
+        found["w"][0].append(partial(backward, [False, True, False]))
+    for density in densities:
+        c = Connectivity.random(layer.inputs, layer.outputs, density, seed=0)
+        csr, kernels = (torch.tensor(c.indptr), torch.tensor(c.indices)), torch.randn(c.connections, *layer.kernel)
+        found["f"][1].append(partial(cpu.sparse_conv2d, x, kernels, *csr, *geometry))
+        found["i"][1].append(partial(cpu.sparse_conv2d_input_grad, grad, kernels, *csr, list(x.shape), *geometry))
+        found["w"][1].append(partial(cpu.sparse_conv2d_weight_grad, grad, x, *csr, list(layer.kernel), *geometry))
+    return found
+
+
+def on(path: str, call: Call) -> Call:
+    """The call, on one of the two paths."""
+
+    def run() -> object:
+        with cpu.use_path(path):
+            return call()
+
+    return run
+
+
+def measure(layer: Layer, densities: Sequence[float], seconds: float, paths: Sequence[str]) -> dict[str, Times]:
+    """Times by pass."""
     taken = {}
-    for name, mask in (("f", ()), ("i", (True, False, False)), ("w", (False, True, False))):
-        if mask:
-            dense = [
-                lambda t=t, mask=mask: backward(t[2], t[0], t[1], None, *geometry, False, [0, 0], 1, mask)
-                for t in formats
-            ]
-        else:
-            dense = [lambda t=t: F.conv2d(t[0], t[1], None, *geometry) for t in formats]
-        sparse: list[Callable[[], object]] = []
-        for density in densities:
-            c = Connectivity.random(layer.inputs, layer.outputs, density, seed=0)
-            csr, kernels = (torch.tensor(c.indptr), torch.tensor(c.indices)), torch.randn(c.connections, *layer.kernel)
-            sparse.append(
-                {
-                    "f": lambda csr=csr, k=kernels: cpu.sparse_conv2d(x, k, *csr, *geometry),
-                    "i": lambda csr=csr, k=kernels: cpu.sparse_conv2d_input_grad(
-                        grad, k, *csr, list(x.shape), *geometry
-                    ),
-                    "w": lambda csr=csr: cpu.sparse_conv2d_weight_grad(grad, x, *csr, list(layer.kernel), *geometry),
-                }[name]
-            )
-        best = fastest(dense + sparse, seconds)
-        taken[name] = {"dense": [min(best[: len(dense)])], "sparse": best[len(dense) :]}
+    for name, (dense, sparse) in calls(layer, densities).items():
+        best = fastest([*dense, *(on(path, call) for path in paths for call in sparse)], seconds)
+        taken[name] = {"dense": [min(best[: len(dense)])]}
+        for k, path in enumerate(paths):
+            start = len(dense) + k * len(sparse)
+            taken[name][f"{path} path"] = best[start : start + len(sparse)]
     return taken
 
 
-def keep_memory() -> None:
-    """Stops glibc from handing large blocks back to the system after each call, whose return costs more than the layer."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+def takes(layer: Layer, name: str, density: float) -> str:
+    """The path that the rule takes for this pass."""
+    c = Connectivity.random(layer.inputs, layer.outputs, density, seed=0)
+    stride = (layer.stride, layer.stride)
+    return cpu.choose_path(PASSES[name], layer.input_shape, layer.kernel, c.connections, layer.outputs, stride)[0]
+
+
+def columns(first: str, align: str, densities: Sequence[float], what: str) -> str:
+    """The head of a Markdown table: its first columns, and one for each density."""
+    return f"{first}{''.join(f' d = {d:g}{what} |' for d in densities)}\n{align}{' ---: |' * len(densities)}"
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{min(values):.2f}, {statistics.median(values):.2f}, {max(values):.2f}"
+
+
+def layer_rows(layer: Layer, taken: dict[str, Times], densities: Sequence[float], most: float) -> list[str]:
+    """The first table's rows."""
+    rows = []
+    for name, times in taken.items():
+        dense = times["dense"][0]
+        cells = [
+            f" {1e3 * t:.3g}, {dense / t:.1f}x, {dense / t * d:.2f}, {layer.madds * d / t / most:.2f} |"
+            for d, t in zip(densities, times["native path"], strict=True)
+        ]
+        rows.append(f"| {layer.name}, {layer.batch} | {name} | {1e3 * dense:.3g} |{''.join(cells)}")
+    return rows
+
+
+def target_rows(results: dict[Layer, dict[str, Times]], densities: Sequence[float]) -> list[str]:
+    """The table of targets: shares of the ideal by group of layers, and where a single pass is slower than dense."""
+    rows = []
+    for target in TARGETS:
+        shares = [
+            [
+                d
+                * sum(taken[p]["dense"][0] for p in target.passes)
+                / sum(taken[p]["native path"][k] for p in target.passes)
+                for layer, taken in results.items()
+                if target.holds(layer)
+            ]
+            for k, d in enumerate(densities)
+        ]
+        if shares[0]:
+            rows.append(f"| {target.what} | {target.share} |" + "".join(f" {spread(s)} |" for s in shares))
+    cells = []
+    for k in range(len(densities)):
+        times = {
+            f"{layer.name} {name}": t["dense"][0] / t["native path"][k]
+            for layer, taken in results.items()
+            for name, t in taken.items()
+        }
+        slow = sum(value < 1 for value in times.values())
+        worst = min(times, key=times.__getitem__)
+        cells.append(f" {slow} of {len(times)} slower; least: {times[worst]:.2f}x ({worst}) |")
+    rows.append("| any layer and pass, native, up to d = 0.3 | faster than dense |" + "".join(cells))
+    return rows
+
+
+def rule_rows(layer: Layer, taken: dict[str, Times], densities: Sequence[float]) -> list[str]:
+    """One row for each pass: the path taken, native against the dense path and against the peer."""
+    rows = []
+    for name, times in taken.items():
+        cells = []
+        for d, native, dense in zip(densities, times["native path"], times["dense path"], strict=True):
+            path = takes(layer, name, d)
+            wrong = (path == "native") != (native <= dense)
+            cells.append(f" {path} {dense / native:.2f} {times['dense'][0] / native:.2f}{' !' if wrong else ''} |")
+        rows.append(f"| {layer.name}, {layer.batch} | {layer.kind} | {name} |{''.join(cells)}")
+    return rows
+
+
+def limit_rows(results: dict[Layer, dict[str, Times]], densities: Sequence[float]) -> list[str]:
+    """By kind of layer and pass: up to which density native is faster (smallest, median, largest), and what the rule takes.
+
+    A figure of 0 says that it is slower at the lowest density already.
+    """
+
+    def up_to(wins: Sequence[bool]) -> float:
+        return max((d for k, d in enumerate(densities) if all(wins[: k + 1])), default=0.0)
+
+    rows = []
+    for kind in dict.fromkeys(layer.kind for layer in results):
+        for name in PASSES:
+            some = {layer: taken[name] for layer, taken in results.items() if layer.kind == kind}
+            cells = [
+                spread(
+                    [up_to([n <= t for n, t in zip(x["native path"], other(x), strict=True)]) for x in some.values()]
+                )
+                for other in (lambda x: x["dense path"], lambda x: x["dense"] * len(densities))
+            ]
+            rule = min(up_to([takes(layer, name, d) == "native" for d in densities]) for layer in some)
+            rows.append(f"| {kind} | {name} | {len(some)} | {' | '.join(cells)} | {rule:g} |")
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", default="all", choices=[*SETS, "all"], help="which layers")
+    parser.add_argument("--only", default="", metavar="TEXT", help="of these, those with TEXT in their names")
     parser.add_argument("--threads", type=int, default=1, help="threads of both sides")
-    parser.add_argument("--densities", default="0.3,0.1,0.03", help="with commas between them")
+    parser.add_argument(
+        "--rule", action="store_true", help="the native against the dense path, beside the rule's choice"
+    )
+    parser.add_argument(
+        "--densities", help="with commas between them (0.3,0.1,0.03; of --rule 0.05,0.1,0.15,0.2,0.25,0.3)"
+    )
     parser.add_argument("--seconds", type=float, default=0.3, help="spent on each figure at least")
-    parser.add_argument("--json", type=Path, help="also append one line for each layer to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also append one line for each layer to this file")
     options = parser.parse_args()
+    densities = [
+        float(d)
+        for d in (options.densities or ("0.05,0.1,0.15,0.2,0.25,0.3" if options.rule else "0.3,0.1,0.03")).split(",")
+    ]
+    layers = [x for name, some in SETS.items() if options.set in (name, "all") for x in some if options.only in x.name]
+    if options.rule:
+        densities, layers = sorted(densities), [x for x in layers if min(x.inputs, x.outputs) >= 64]
+    if not layers:
+        parser.error(f"no layer of the set {options.set} has {options.only!r} in its name")
     keep_memory()
     torch.set_num_threads(options.threads)
-    densities = [float(d) for d in options.densities.split(",")]
     most = peak()
-    print(
-        f"# {platform.machine()}, {cpu.info()['isa']}, {options.threads} threads, torch {torch.__version__}, "
-        f"gossamer {cpu.info()['version']}, peak {2 * most / 1e9:.0f} GFLOP/s"
-    )
-    print(
-        "| layer, batch | pass | dense ms |" + "".join(f" d = {d:g}: ms, times, of ideal, of peak |" for d in densities)
-    )
-    print("| --- | --- | ---: |" + " ---: |" * len(densities))
-    for layer in [x for name, layers in SETS.items() if options.set in (name, "all") for x in layers]:
-        with cpu.use_path("native"), torch.no_grad():
-            taken = measure(layer, densities, options.seconds)
-        rows = (layer.size + 2 * layer.padding[0] - layer.kernel[0]) // layer.stride + 1
-        cols = (layer.size + 2 * layer.padding[1] - layer.kernel[1]) // layer.stride + 1
-        madds = layer.batch * layer.inputs * layer.outputs * layer.kernel[0] * layer.kernel[1] * rows * cols
-        for name, times in taken.items():
-            dense = times["dense"][0]
-            cells = [
-                f" {1e3 * t:.3g}, {dense / t:.1f}x, {dense / t * d:.2f}, {madds * d / t / most:.2f} |"
-                for d, t in zip(densities, times["sparse"], strict=True)
-            ]
-            print(f"| {layer.name}, {layer.batch} | {name} | {1e3 * dense:.3g} |{''.join(cells)}", flush=True)
+    print(header(str(options.threads), f"peak {2 * most / 1e9:.0f} GFLOP/s"), end="\n\n")
+    if options.rule:
+        print(columns("| layer, batch | kind | pass |", "| --- | --- | --- |", densities, ""))
+    else:
+        print(
+            columns(
+                "| layer, batch | pass | dense ms |",
+                "| --- | --- | ---: |",
+                densities,
+                ": ms, times, of ideal, of peak",
+            )
+        )
+    results = {}
+    for layer in layers:
+        with torch.no_grad():
+            taken = measure(layer, densities, options.seconds, ("native", "dense") if options.rule else ("native",))
+        results[layer] = taken
+        rows = rule_rows(layer, taken, densities) if options.rule else layer_rows(layer, taken, densities, most)
+        print("\n".join(rows), flush=True)
         if options.json:
             with options.json.open("a") as file:
                 line = {"layer": layer.name, "threads": options.threads, "densities": densities, "seconds": taken}
                 file.write(json.dumps(line | {"isa": cpu.info()["isa"], "peak": most}) + "\n")
+    print()
+    if options.rule:
+        print("| kind | pass | layers | faster than the dense path up to d | than the peer | the rule takes it up to |")
+        print("| --- | --- | ---: | ---: | ---: | ---: |", *limit_rows(results, densities), sep="\n")
+    else:
+        print(columns("| share of the ideal | target |", "| --- | --- |", densities, ": smallest, median, largest"))
+        print("\n".join(target_rows(results, densities)))
 
 
 if __name__ == "__main__":

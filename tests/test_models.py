@@ -21,6 +21,29 @@ def test_ours_run_and_train(name: str, size: int) -> None:
     assert not any(isinstance(m, gs.SparseConv2d) for m in model.modules())
 
 
+@pytest.mark.parametrize(
+    ("size", "pooled_to", "padding", "madds"),
+    [
+        (224, 3, 0, 15_346_630_656 + 512 * 1024 * 9),  # the paper's: VGG-16's convolutions and one position of the last
+        (192, 3, 0, None),
+        (160, 2, 1, None),
+        (64, 1, 1, None),
+        (32, 1, 1, None),
+    ],
+)
+def test_vgg16n_keeps_its_weights_at_every_size(size: int, pooled_to: int, padding: int, madds: int | None) -> None:
+    with torch.device("meta"):
+        model = gs.models.create("vgg16n", image_size=size).eval()
+        maps = model.head[0](model.features(torch.empty(1, *model.input_shape)))
+        last = model.head(model.features(torch.empty(1, *model.input_shape)))
+    assert maps.shape == (1, 512, pooled_to, pooled_to)
+    assert model.head[1][0].padding == (padding, padding)
+    assert last.shape[2] == pooled_to + 2 * padding - 2
+    cost = gs.count(model, model.input_shape)
+    assert cost.params == 19_429_056
+    assert madds is None or cost.madds == madds
+
+
 def test_the_auxiliary_head_is_optional_and_off() -> None:
     assert gs.models.create("inception_v3", image_size=139).auxiliary is None
     model = gs.models.InceptionV3(num_classes=3, image_size=139, auxiliary=True)

@@ -31,8 +31,10 @@ class VGG16(nn.Module):
 class VGG16n(nn.Module):
     """VGG-16 whose 4096-unit layers gave way to a 2x2 max-pooling and one 3x3 convolution to 1024 channels.
 
-    19.43 million convolution weights, 15.35 G multiply-adds at 224x224. Images below 64 pixels, whose last map is a
-    single pixel, skip the pooling.
+    19.43 million convolution weights, 15.35 G multiply-adds at 224x224, where the five poolings leave 7x7, the further one
+    3x3 and the convolution, which has no padding, one pixel. Smaller images keep the same weights: below 64 pixels the last
+    map is one pixel already and there is no further pooling, and below 192, where the convolution finds less than 3x3, it
+    pads by one.
     """
 
     def __init__(self, num_classes: int = 1000, in_channels: int = 3, image_size: int = 224) -> None:
@@ -41,7 +43,7 @@ class VGG16n(nn.Module):
         self.features = _features(in_channels, image_size)
         side = image_size // 32
         pool = nn.MaxPool2d(2) if side > 1 else nn.Identity()
-        self.head = nn.Sequential(pool, ConvBNReLU(512, 1024, 3, padding=0 if side >= 6 else 1))
+        self.head = nn.Sequential(pool, ConvBNReLU(512, 1024, 3, padding=0 if side // 2 >= 3 else 1))
         self.classifier = nn.Linear(1024, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
