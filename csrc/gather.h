@@ -113,6 +113,8 @@ void place_rows(const Gather& g, const float* from, i64 pitch, i64 y0, i64 rows,
         float* to = plane + ((y0 + y) * g.dst_step_y + g.dst_y) * g.dst_w + g.dst_x;
         if (g.dst_step_x == 1)
             copy(to, from, g.cols);
+        else if (g.dst_step_x == 2)
+            copy_spread(to, from, g.cols);
         else
             for (i64 x = 0; x < g.cols; x++) to[x * g.dst_step_x] = from[x];
     }
@@ -246,10 +248,12 @@ void gather_thread(void* argument, int thread, int threads) {
         fill_zero(planes + run.work_floats - kSlack, kSlack);
         for (;;) {
             const i64 task = __atomic_fetch_add(run.counters, 1, __ATOMIC_RELAXED);
-            if (task >= run.tasks) return;
+            if (task >= run.tasks) break;
             gather_copy(run, planes, task, 0, g.channels);
             gather_outputs(run, planes, temporary, task, 0, g.outputs);
         }
+        end_streams();
+        return;
     }
     if (thread == 0) fill_zero(run.work + run.work_floats - kSlack, kSlack);
     const i64 chunk = round_up(most(1, divide_up(g.outputs, threads * 8)), p.block);
@@ -261,6 +265,7 @@ void gather_thread(void* argument, int thread, int threads) {
             if (o >= g.outputs) break;
             gather_outputs(run, run.work, temporary, task, o, least(o + chunk, g.outputs));
         }
+        end_streams();
         barrier();
     }
 }

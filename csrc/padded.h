@@ -60,6 +60,28 @@ GS_INLINE void copy(float* to, const float* from, i64 count) {
     if (i < count) store_first(to + i, load_first(from + i, (int)(count - i)), (int)(count - i));
 }
 
+// to[i] = from[2 i] for i < count; reads nothing after the last of them.
+void copy_even(float* to, const float* from, i64 count) {
+    vec even, odd;
+    i64 i = 0;
+    for (; i + kLanes < count; i += kLanes) {
+        deinterleave(load(from + 2 * i), load(from + 2 * i + kLanes), even, odd);
+        store(to + i, even);
+    }
+    if (i == count) return;
+    const int left = (int)(2 * (count - i) - 1);
+    deinterleave(load_first(from + 2 * i, (int)least(left, kLanes)), load_first(from + 2 * i + kLanes, (int)most(left - kLanes, 0)), even, odd);
+    store_first(to + i, even, (int)(count - i));
+}
+
+// to[2 i] = from[i] for i < count; the floats between stay.
+void copy_spread(float* to, const float* from, i64 count) {
+    for (i64 i = 0; i < count; i += kLanes) {
+        const int lanes = (int)least(kLanes, count - i);
+        store_spread(to + 2 * i, load_first(from + i, lanes), lanes);
+    }
+}
+
 // to[0..length) = from, zero outside [first, last).
 GS_INLINE void copy_row(float* to, i64 length, const float* from, i64 first, i64 last) {
     i64 q = 0;
@@ -95,7 +117,7 @@ void copy_plane(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 h
                 }
                 for (i64 q = 0; q < first; q++) to[q] = 0;
                 if (step_x == 2)
-                    for (i64 q = first; q < last; q++) to[q] = from[2 * q];
+                    copy_even(to + first, from + 2 * first, last - first);
                 else
                     for (i64 q = first; q < last; q++) to[q] = from[q * step_x];
                 for (i64 q = last; q < l.cols; q++) to[q] = 0;

@@ -108,16 +108,21 @@ void points_copy(const Gather& g, i64 begin, i64 end, i64 tile, float* planes) {
     const bool same = g.step_y == 1 && g.step_x == 1 && row == 0 && col == 0 && g.rows == g.height && g.cols == g.width;
     for (i64 p = begin; p < end;) {
         const Segment s = segment(g, same, p, end);
-        const i64 y = s.y * g.step_y + row;
+        const i64 y = s.y * g.step_y + row, x0 = s.x * g.step_x + col;
+        const bool pairs = g.step_x == 2 && y >= 0 && y < g.height && x0 >= 0 && x0 + 2 * (s.count - 1) < g.width;
         float* to = planes + p - begin;
-        const float* from = g.src + s.image * g.channels * area + y * g.width + s.x * g.step_x + col;
+        const float* from = g.src + s.image * g.channels * area + y * g.width + x0;
         for (i64 c = 0; c < g.channels; c++, to += tile, from += area) {
             if (same) {
                 copy(to, from, s.count);
                 continue;
             }
+            if (pairs) {
+                copy_even(to, from, s.count);
+                continue;
+            }
             for (i64 i = 0; i < s.count; i++) {
-                const i64 x = (s.x + i) * g.step_x + col;
+                const i64 x = x0 + i * g.step_x;
                 to[i] = y >= 0 && y < g.height && x >= 0 && x < g.width ? from[i * g.step_x] : 0.0f;
             }
         }
@@ -137,6 +142,8 @@ void points_place(const Gather& g, i64 begin, i64 end, i64 o0, i64 o1, i64 tile,
             const float* from = sums + o * tile + p - begin;
             if (g.dst_step_x == 1)
                 copy(to, from, s.count);
+            else if (g.dst_step_x == 2)
+                copy_spread(to, from, s.count);
             else
                 for (i64 i = 0; i < s.count; i++) to[i * g.dst_step_x] = from[i];
         }

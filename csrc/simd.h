@@ -43,6 +43,7 @@ GS_INLINE vec broadcast(float x) { return _mm512_set1_ps(x); }
 GS_INLINE vec load(const float* p) { return _mm512_loadu_ps(p); }
 GS_INLINE void store(float* p, vec a) { _mm512_storeu_ps(p, a); }
 GS_INLINE void stream(float* p, vec a) { _mm512_stream_ps(p, a); }
+GS_INLINE void end_streams() { _mm_sfence(); }
 GS_INLINE vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
 GS_INLINE vec max(vec a, vec b) { return _mm512_max_ps(a, b); }
 GS_INLINE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
@@ -72,6 +73,7 @@ GS_INLINE vec broadcast(float x) { return _mm256_set1_ps(x); }
 GS_INLINE vec load(const float* p) { return _mm256_loadu_ps(p); }
 GS_INLINE void store(float* p, vec a) { _mm256_storeu_ps(p, a); }
 GS_INLINE void stream(float* p, vec a) { _mm256_stream_ps(p, a); }
+GS_INLINE void end_streams() { _mm_sfence(); }
 GS_INLINE vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
 GS_INLINE vec max(vec a, vec b) { return _mm256_max_ps(a, b); }
 GS_INLINE vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
@@ -96,6 +98,7 @@ GS_INLINE vec broadcast(float x) { return _mm_set1_ps(x); }
 GS_INLINE vec load(const float* p) { return _mm_loadu_ps(p); }
 GS_INLINE void store(float* p, vec a) { _mm_storeu_ps(p, a); }
 GS_INLINE void stream(float* p, vec a) { _mm_stream_ps(p, a); }
+GS_INLINE void end_streams() { _mm_sfence(); }
 GS_INLINE vec add(vec a, vec b) { return _mm_add_ps(a, b); }
 GS_INLINE vec max(vec a, vec b) { return _mm_max_ps(a, b); }
 GS_INLINE vec fma(vec a, vec b, vec c) { return _mm_add_ps(_mm_mul_ps(a, b), c); }
@@ -124,6 +127,7 @@ GS_INLINE vec broadcast(float x) { return vdupq_n_f32(x); }
 GS_INLINE vec load(const float* p) { return vld1q_f32(p); }
 GS_INLINE void store(float* p, vec a) { vst1q_f32(p, a); }
 GS_INLINE void stream(float* p, vec a) { vst1q_f32(p, a); }
+GS_INLINE void end_streams() {  }
 GS_INLINE vec add(vec a, vec b) { return vaddq_f32(a, b); }
 GS_INLINE vec max(vec a, vec b) { return vmaxq_f32(a, b); }
 GS_INLINE vec fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
@@ -199,7 +203,7 @@ GS_INLINE void transpose(vec r[kLanes]) {
 #endif
 
 // ---------------------------------------------------------------------------------------------------------------------
-// What max-pooling needs.
+// What max-pooling and strided convolutions need besides.
 
 #if defined(__AVX512F__)
 
@@ -212,6 +216,12 @@ GS_INLINE void deinterleave(vec a, vec b, vec& even, vec& odd) {  // the even an
     const __m512i lanes = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     even = _mm512_permutex2var_ps(a, lanes, b);
     odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(lanes, _mm512_set1_epi32(1)), b);
+}
+GS_INLINE void store_spread(float* p, vec a, int count) {  // the first `count` lanes to p[0], p[2], p[4], ...
+    const __m512i lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    const uint32_t wanted = 0x55555555u & (uint32_t)((1ull << (2 * count)) - 1);
+    _mm512_mask_storeu_ps(p, (__mmask16)wanted, _mm512_permutexvar_ps(lanes, a));
+    _mm512_mask_storeu_ps(p + 16, (__mmask16)(wanted >> 16), _mm512_permutexvar_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(8)), a));
 }
 GS_INLINE vec load_between(const float* p, int first, int last, vec outside) {
     return _mm512_mask_loadu_ps(outside, (__mmask16)((1u << last) - (1u << first)), p);
@@ -286,6 +296,12 @@ GS_INLINE vec load_between(const float* p, int first, int last, vec outside) {
     return load(t);
 }
 #endif
+
+GS_INLINE void store_spread(float* p, vec a, int count) {
+    float t[kLanes];
+    store(t, a);
+    for (int i = 0; i < count; i++) p[2 * i] = t[i];
+}
 
 GS_INLINE void store_bytes(uint8_t* p, vec a, int count) {
     if (count == kLanes) return all_bytes(p, a);
