@@ -88,7 +88,7 @@ class Run:
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 images as the network takes them."""
         images = self.dataset.normalise(images.to(self.team.device, non_blocking=True))
-        return images.contiguous(memory_format=self.layout)
+        return images.to(memory_format=self.layout)  # not contiguous(), which leaves images of one channel as they are
 
     def start_clock(self) -> None:
         """Time passes for the next step from here: also what loading its images takes."""
