@@ -77,7 +77,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"# {platform.machine()}, {cpu.info()['isa']}, torch {torch.__version__}, 1 thread")
-    print(f"{'step on ' + str(options.batch) + ' images':<28} {'precision':<9} {'nn.Conv2d ms':>13} {'full ms':>9} {'ratio':>6}")
+    print(f"# CPU milliseconds of a step on {options.batch} images")
+    print(f"{'layer or network':<24} {'precision':<9} {'nn.Conv2d':>10} {'full':>8} {'ratio':>6}")
     for name, model, shape, grad in cases():
         images = torch.randn(options.batch, *shape)
         for precision in ("float32", "bfloat16"):
@@ -85,7 +86,7 @@ def main() -> None:
                 training_step(copy.deepcopy(m), images, precision == "bfloat16", grad) for m in (model, filled(model))
             ]
             dense, full = fastest(steps, options.seconds)
-            print(f"{name:<28} {precision:<9} {dense:>13.2f} {full:>9.2f} {full / dense:>6.3f}", flush=True)
+            print(f"{name:<24} {precision:<9} {dense:>10.2f} {full:>8.2f} {full / dense:>6.3f}", flush=True)
 
 
 def cases() -> list[tuple[str, nn.Module, tuple[int, int, int], bool]]:

@@ -107,15 +107,13 @@ class SparseConv2d(nn.Module):
                 )
         channels_last = input.stride(-3) == 1
         full = self.weight.shape[0] == self.out_channels * self.in_channels // self.groups
-        if full and (self.in_channels > 1 or channels_last):  # on planes of one channel the native kernel is faster
-            out = self._as_conv2d(x, channels_last)
-        else:
-            out = self._sparse(x)
+        dense = full and (self.in_channels > 1 or channels_last)  # on planes of one channel the native kernel is faster
+        out = self._as_conv2d(x, channels_last) if dense else self._sparse(x)
         return out if input.dim() == 4 else out[0]
 
     def _as_conv2d(self, x: Tensor, channels_last: bool) -> Tensor:
         """What `nn.Conv2d` computes, as it does: with all connections, the kernels lie in memory as its weight does."""
-        weight = self.weight
+        weight: Tensor = self.weight
         if x.is_cpu and torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32:
             weight = weight.to(torch.get_autocast_dtype("cpu"))  # now, so that less is moved below
         weight = weight.view(self.out_channels, self.in_channels // self.groups, *self.kernel_size)
