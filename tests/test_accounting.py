@@ -105,6 +105,12 @@ def test_sparse_madds_against_the_flop_counter() -> None:
     assert cost.layers[1].density == pytest.approx(0.2, rel=0.01)
 
 
+@pytest.mark.parametrize("network", nets.FOLLOWED)
+def test_full_sparse_layers_count_as_dense_ones(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    assert gs.count(gs.sparsify(network(), 1.0), nets.IMAGE) == gs.count(network(), nets.IMAGE)
+
+
 def test_a_shared_layer_counts_its_weights_once_and_its_work_twice() -> None:
     cost = gs.count(nets.Residual(), nets.IMAGE)
     shared = next(layer for layer in cost.layers if layer.name == "shared")

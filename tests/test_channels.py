@@ -85,6 +85,16 @@ def test_concatenation_keeps_the_order() -> None:
     assert flattened.tolist() == np.repeat(graph.classes[side_by_side], 16).tolist()
 
 
+@pytest.mark.parametrize("network", nets.FOLLOWED)
+def test_full_sparse_layers_are_followed_as_dense_ones(network: type[nn.Module]) -> None:
+    dense, full = (ChannelGraph.of(m, nets.IMAGE) for m in (network(), gs.sparsify(network(), 1.0)))
+    assert full.classes.tolist() == dense.classes.tolist()
+    for one, other in zip(dense.layers, full.layers, strict=True):
+        assert (one.weight, one.groups, one.inputs.tolist()) == (other.weight, other.groups, other.inputs.tolist())
+        sparse = one.kind == "conv" and not one.depthwise
+        assert (other.connectivity.density if other.connectivity else None) == (1 if sparse else None)
+
+
 def test_shuffle_interleaves() -> None:
     graph = ChannelGraph.of(nets.Shuffling(), nets.IMAGE)
     calls = {call.name: call for call in graph.layers}

@@ -27,6 +27,9 @@ GEOMETRIES: list[dict[str, Any]] = [
     {"kernel_size": 3, "padding": 1, "groups": 2},
 ]
 
+SYMMETRIC = [g for g in GEOMETRIES if g.get("padding") != "same"]
+"""Even kernels padded to the same size round differently: nn.Conv2d pads one side of the image, and the operator the rest."""
+
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
@@ -50,6 +53,40 @@ def test_full_connectivity_is_conv2d(geometry: dict[str, Any]) -> None:
     if conv.bias is not None:
         torch.testing.assert_close(sparse.bias.grad, conv.bias.grad)
     torch.testing.assert_close(sparse(inputs[1][0]), conv(inputs[0][0]))  # one image without a batch
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planes", "channels_last"])
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("geometry", [*SYMMETRIC, {"kernel_size": 3, "groups": 4}, {"kernel_size": 7}], ids=str)
+def test_a_full_layer_is_conv2d_bit_by_bit(geometry: dict[str, Any], amp: bool, layout: torch.memory_format) -> None:
+    conv = nn.Conv2d(4, 8, **geometry).to(memory_format=layout)
+    sparse = gs.SparseConv2d.from_dense(conv, gs.Connectivity.grouped(4, 8, conv.groups))
+    images = torch.randn(2, 4, 11, 9).to(memory_format=layout)
+    results = []
+    for layer in (conv, sparse):
+        x = images.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            out = layer(x)
+        assert out.dtype == (torch.bfloat16 if amp else torch.float32)
+        out.backward(torch.linspace(-1, 1, out.numel()).view(out.shape).to(out))
+        results.append([out, x.grad, layer.weight.grad.reshape(-1, *layer.kernel_size)])
+        results[-1].extend([] if layer.bias is None else [layer.bias.grad])
+    for expected, found in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+    assert results[0][0].stride() == results[1][0].stride()
+
+
+def test_a_full_layer_of_one_input_channel_keeps_the_layout_of_its_images() -> None:
+    """In planes the native kernel computes it; laid out channels-last it is `nn.Conv2d`."""
+    conv = nn.Conv2d(1, 8, 5, padding=2)
+    sparse = gs.SparseConv2d.from_dense(conv, gs.Connectivity.full(1, 8))
+    x = torch.randn(2, 1, 12, 12)
+    torch.testing.assert_close(sparse(x), conv(x))
+    last = x.to(memory_format=torch.channels_last)
+    expected = conv.to(memory_format=torch.channels_last)(last)
+    assert torch.equal(sparse(last), expected)
+    assert sparse(last).stride() == expected.stride()
+    assert sparse(x).is_contiguous()
 
 
 def test_a_seed_draws_what_conv2d_draws() -> None:
@@ -143,9 +180,10 @@ def test_to_moves_weights_and_leaves_indices() -> None:
     assert layer.to("meta").weight.device.type == "meta"
 
 
+@pytest.mark.parametrize("density", [0.5, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_compiles_whole_and_exports(dtype: torch.dtype) -> None:
-    layer = gs.SparseConv2d(4, 6, 3, padding=1, density=0.5, dtype=dtype)
+def test_compiles_whole_and_exports(dtype: torch.dtype, density: float) -> None:
+    layer = gs.SparseConv2d(4, 6, 3, padding=1, density=density, dtype=dtype)
     x = torch.randn(2, 4, 6, 6, dtype=dtype)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), layer(x))

@@ -59,6 +59,7 @@ class _Propagation:
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.labels: dict[int, Tensor] = {}
         self.transposed: dict[int, Tensor] = {}  # views of 2-d parameters: by identity, the parameter itself
+        self.dense: dict[int, Tensor] = {}  # kernels of full sparse layers as nn.Conv2d's weight: likewise
         self.parts: set[int] = set()
         self.parameters: dict[str, Tensor] = {}
         self.size = 0
@@ -125,6 +126,9 @@ class _Propagation:
         name = call.name.partition(".")[2]
         if self._parameter(first) is not None and first.dim() == 2 and name in ("t", "transpose", "permute"):
             self.transposed[id(call.output)] = first
+            return
+        if self._sparse_layer(kernels := self.dense.get(id(first), first)):
+            self.dense[id(call.output)] = kernels
             return
         arguments = tree_map(lambda a: self._get(a) if isinstance(a, Tensor) else a, call.args)
         if name in _RESHAPES:
@@ -252,16 +256,16 @@ class _Propagation:
         x, weight, bias, _, _, _, transposed, _, groups = call.args
         if transposed:
             self._fail("a transposed convolution")
-        self._layer(call, "conv", x, weight, bias, x.dim() - weight.dim() + 1, groups)
+        kernels = self.dense.get(id(weight), weight)
+        self._layer(call, "conv", x, kernels, bias, x.dim() - weight.dim() + 1, groups, self._sparse_layer(kernels))
 
     def _sparse(self, call: Call) -> None:
         x, weight = call.args[:2]
         groups = call.args[7] if len(call.args) > 7 else 1
-        name = self._parameter(weight)
-        module = self.modules.get(name.rpartition(".")[0]) if name else None
-        if not isinstance(module, SparseConv2d):
+        layer = self._sparse_layer(weight)
+        if layer is None:
             self._fail("a sparse convolution outside a SparseConv2d")
-        self._layer(call, "conv", x, weight, None, 1, groups, module)
+        self._layer(call, "conv", x, weight, None, 1, groups, layer)
 
     def _linear(self, call: Call) -> None:
         arguments = list(call.args)
@@ -345,6 +349,12 @@ class _Propagation:
 
     def _parameter(self, tensor: Tensor) -> str | None:
         return self.trace.parameter(tensor)
+
+    def _sparse_layer(self, kernels: Tensor) -> SparseConv2d | None:
+        """The sparse layer whose kernels these are."""
+        layer, _, own = (self._parameter(kernels) or "").rpartition(".")
+        module = self.modules.get(layer)
+        return module if isinstance(module, SparseConv2d) and own == "weight" else None
 
     def _is_constant(self, tensor: Tensor) -> bool:
         labels = self._get(tensor)

@@ -78,7 +78,7 @@ def count(model: nn.Module, example_inputs: Inputs | None = None) -> Cost:
         weight, bias = layer_weights(recorded, call)
         if weight is None:
             continue
-        label = recorded.parameter(weight) or call.module
+        label = recorded.parameter(weight) or f"{call.module}.weight".lstrip(".")
         name = label.rpartition(".")[0] or label
         positions = call.output.numel() // weight.shape[0] // images
         if call.operator.namespace == "gossamer":

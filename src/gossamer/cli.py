@@ -109,7 +109,7 @@ class GrowSettings(Settings):
     density: tyro.conf.Suppress[float] = 1.0
     grow_from: tyro.conf.Suppress[float | None] = None
     grow_every: tyro.conf.Suppress[int] = 500
-    grow_by: tyro.conf.Suppress[Literal["random", "gradient"]] = "random"
+    grow_by: tyro.conf.Suppress[Literal["random", "gradient", "channels"]] = "random"
     grow_init: tyro.conf.Suppress[Literal["zero", "random"]] = "zero"
 
 
@@ -277,7 +277,8 @@ class Grow:
     periods: Numbers = (50, 100)
     """Steps between growths."""
     variants: Words = ("zero",)
-    """What new connections are: zero (random ones that start at zero), random (random kernels too), gradient (RigL)."""
+    """What grows: zero (random connections that start at zero), random (random kernels too), gradient (RigL), channels
+    (of a thin dense network with as many params: the paper's counter-example)."""
     rounds: int = 1
     """Runs of each course, from different seeds."""
     points: int = 50

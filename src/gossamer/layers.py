@@ -105,12 +105,27 @@ class SparseConv2d(nn.Module):
                 raise ValueError(
                     f"the kernel reaches over {self._reach} pixels, more than the padded input {list(x.shape)}"
                 )
+        channels_last = input.stride(-3) == 1
+        full = self.weight.shape[0] == self.out_channels * self.in_channels // self.groups
+        dense = full and (self.in_channels > 1 or channels_last)  # on planes of one channel the native kernel is faster
+        out = self._as_conv2d(x, channels_last) if dense else self._sparse(x)
+        return out if input.dim() == 4 else out[0]
+
+    def _as_conv2d(self, x: Tensor, channels_last: bool) -> Tensor:
+        """What `nn.Conv2d` computes, as it does: with all connections, the kernels lie in memory as its weight does."""
+        weight: Tensor = self.weight
+        if x.is_cpu and torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32:
+            weight = weight.to(torch.get_autocast_dtype("cpu"))  # now, so that less is moved below
+        weight = weight.view(self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        if channels_last:  # once here is cheaper than in every pass of the convolution
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, weight, self.bias, self.stride, self._own_padding, self.dilation, self.groups)
+
+    def _sparse(self, x: Tensor) -> Tensor:
         out = kernels.sparse_conv2d(
             x, self.weight, self.indptr, self.indices, self.stride, self._own_padding, self.dilation, self.groups
         )
-        if self.bias is not None:
-            out = out + self.bias.to(out.dtype)[:, None, None]
-        return out if input.dim() == 4 else out[0]
+        return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
 
     # -- pattern and weights --------------------------------------------------------------------------------------------
 

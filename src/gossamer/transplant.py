@@ -35,7 +35,7 @@ def transplant(layer: SparseConv2d, new: Connectivity, optimizer: Optimizer | No
     fresh = weight.new_zeros(new.connections, *layer.kernel_size)
     state_size = weight.shape[0]
     layer.replace_connectivity(new, move(weight, _random_kernels(fresh, new) if init == "random" else fresh))
-    _forget_graphs(layer.weight)
+    forget_graphs(layer.weight)
     if optimizer is not None:
         _move_state(optimizer, layer.weight, state_size, move)
 
@@ -73,7 +73,7 @@ def _start(optimizer: Optimizer, parameter: nn.Parameter, key: str) -> float:
     return 0.0
 
 
-def _forget_graphs(parameter: nn.Parameter) -> None:
+def forget_graphs(parameter: nn.Parameter) -> None:
     """Cut the parameter from graphs that are still alive (the last loss, a DDP wrapper), which expect its old shape.
 
     Autograd keeps one gradient accumulator for a parameter as long as any graph holds it, and renews it only when the

@@ -133,8 +133,27 @@ def test_summary_compares_with_99_percent_of_dense() -> None:
     assert (first.step, second.step, third.step) == (40, 30, None)
     assert (first.seconds, second.seconds, second.cpu_seconds) == (4, 3, 1.5)
     assert second.rounds == 2
+    assert (second.seconds_spread, second.cpu_seconds_spread) == (pytest.approx(2**0.5), pytest.approx(0.5**0.5))
+    assert second.accuracy_spread == pytest.approx(0.009 / 2**0.5)
+    assert "3.0 ± 1.4" in grow_report.cells(second)
     assert (first.growths, first.full_step, second.full_step) == (0, None, 25.5)
     assert "never" in grow_report.cells(third)
+
+
+def test_a_courses_curve_is_the_mean_of_its_rounds_at_their_common_steps() -> None:
+    rows = [
+        row("a-r0", [(10, 0.5, 0.8), (11, 1.0, 0.7), (15, 1.0, 0.75), (20, 1.0, 0.9)]),
+        row("a-r1", [(10, 0.5, 0.9), (11, 1.0, 0.5), (20, 1.0, 0.9)]),
+        row("dense-r0", [(10, 1.0, 0.9)]),
+    ]
+    rows[1]["curve"][0]["seconds"] = 3.0
+    dense, curve = grow_report.mean_curves(rows)
+    assert (dense.course, curve.course) == ("dense", "a")
+    assert curve.along["step"] == [10, 11, 20]
+    assert curve.along["seconds"] == [2.0, 1.1, 2.0]
+    assert curve.accuracy == pytest.approx([85, 60, 90])
+    assert (curve.lowest, curve.highest) == (pytest.approx([80, 50, 90]), pytest.approx([90, 70, 90]))
+    assert (curve.growths, curve.full, dense.growths) == ([1], [1], [])
 
 
 @pytest.mark.parametrize(
@@ -142,7 +161,7 @@ def test_summary_compares_with_99_percent_of_dense() -> None:
     [
         (([1.0], [5], ["zero"]), "start 1 is not a density below 1"),
         (([0.1], [0.5], ["zero"]), r"period 0\.5 is not a whole number of steps"),
-        (([0.1], [5], ["ones"]), "no variant 'ones'; there are zero, random, gradient"),
+        (([0.1], [5], ["ones"]), "no variant 'ones'; there are zero, random, gradient, channels"),
     ],
 )
 def test_impossible_courses(arguments: tuple[Any, Any, Any], message: str) -> None:

@@ -20,9 +20,11 @@ import gossamer as gs
 from gossamer.training import checkpoint
 from gossamer.training.config import TrainConfig
 from gossamer.training.growth import Doubling, Ramp, Schedule
+from gossamer.training.inference import evaluate
 from gossamer.training.interrupt import Interrupted
 from gossamer.training.run import Run
 from gossamer.training.trainer import train
+from gossamer.training.widening import Widening, narrow
 
 Start = Callable[..., "subprocess.Popen[str]"]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -145,7 +147,7 @@ def test_growth_needs_something_to_grow() -> None:
 # -- in the training loop ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["random", "gradient"])
+@pytest.mark.parametrize("by", ["random", "gradient", "channels"])
 def test_resumed_equals_uninterrupted_across_a_growth(tmp_path: Path, config: TrainConfig, by: str) -> None:
     config = grown(replace(config, epochs=2), by=by)
     whole = train(config, tmp_path / "whole", progress=False)
@@ -178,6 +180,45 @@ def test_a_run_that_reaches_full_density_is_laid_out_as_a_dense_one(tmp_path: Pa
     dense = train(replace(config, grow_from=None), tmp_path / "dense", progress=False)
     assert (result.params, result.madds) == (dense.params, dense.madds)
     assert result.history[-1]["density"] == 1.0
+
+
+def test_channels_are_added_to_what_has_been_learnt() -> None:
+    """The paper's counter-example: old weights and their momentum lead, the rest is fresh, the end is the whole network."""
+    torch.manual_seed(0)
+    full = gs.models.create("cifar", image_size=8)
+    model = narrow(full, 0.1, (3, 8, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    growth = Widening(model, optimizer, Doubling(0.1, every=2, factor=4), full, (3, 8, 8))
+    parameters = dict(model.named_parameters())
+    widths = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+        before = {name: p.detach().clone() for name, p in parameters.items()}
+        momentum = {name: optimizer.state[p]["momentum_buffer"].clone() for name, p in parameters.items()}
+        grown = growth.step()
+        widths.append(model.conv1[0].weight.shape[0])
+        for name, p in model.named_parameters():
+            assert p is parameters[name]
+            corner = tuple(slice(size) for size in before[name].shape)
+            assert torch.equal(p[corner], before[name])
+            assert torch.equal(optimizer.state[p]["momentum_buffer"][corner], momentum[name])
+            assert optimizer.state[p]["momentum_buffer"].norm() == pytest.approx(momentum[name].norm().item(), rel=1e-5)
+            if grown and p.dim() > 1 and p.shape != before[name].shape:
+                assert p.norm() > 1.1 * before[name].norm()
+    assert widths == [21, 41, 41, 64, 64]
+    assert growth.density == 1.0
+    assert (model.conv2[0].in_channels, model.conv2[1].num_features, model.fc1[0].in_features) == (64, 64, 256)
+    assert gs.count(model, (3, 8, 8)) == gs.count(full, (3, 8, 8))
+
+
+def test_a_run_that_grew_by_channels_can_be_evaluated(tmp_path: Path, config: TrainConfig) -> None:
+    config = replace(grown(config, from_=0.3, every=4, by="channels"), epochs=1)
+    result = train(config, tmp_path / "run", progress=False)
+    dense = train(replace(config, grow_from=None), tmp_path / "dense", progress=False)
+    assert (result.params, result.madds) == (dense.params, dense.madds)
+    assert evaluate(tmp_path / "run")["accuracy"] == pytest.approx(result.accuracy)
 
 
 def test_two_processes_grow_alike(tmp_path: Path, config: TrainConfig, start: Start) -> None:

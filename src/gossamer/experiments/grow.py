@@ -29,8 +29,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "zero": {"grow_by": "random", "grow_init": "zero"},
     "random": {"grow_by": "random", "grow_init": "random"},
     "gradient": {"grow_by": "gradient", "grow_init": "zero"},
+    "channels": {"grow_by": "channels", "grow_init": "random"},
 }
-"""What the new connections are: random ones that start at zero, or from random kernels, or those of largest gradient."""
+"""What grows: random connections that start at zero, or from random kernels, or those of largest gradient; or, in a thin
+dense network of as many params, whole channels with fresh weights (the paper's counter-example)."""
 CURVE = "curve.jsonl"
 
 
@@ -119,10 +121,9 @@ class Curve:
 
     def __call__(self, run: TrainingRun) -> bool:
         """The `after_step` of a training run; changes nothing."""
-        from gossamer.training.build import density
         from gossamer.training.evaluation import evaluate
 
-        now = density(run.model)
+        now = run.density
         grown, self.density = now != self.density, now
         growing = run.growth is not None and run.growth.due
         every = max(1, run.total_steps // self.points)

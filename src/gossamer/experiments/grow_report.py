@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gossamer.experiments import report, tables
 from gossamer.experiments.results import Row, done, read
@@ -41,15 +41,21 @@ class Growth:
 
 @dataclass(frozen=True)
 class Line:
-    """The runs of one course, means over rounds. Times are those to 99% of the dense network's final accuracy."""
+    """The runs of one course, means over rounds, and standard deviations in the fields named `..._spread`.
+
+    Times are those to 99% of the dense network's final accuracy.
+    """
 
     course: str
     rounds: int
     accuracy: float
+    accuracy_spread: float
     full_step: float | None
     step: float | None
     seconds: float | None
+    seconds_spread: float
     cpu_seconds: float | None
+    cpu_seconds_spread: float
     train_seconds: float
     train_cpu_seconds: float
     growths: int
@@ -107,15 +113,19 @@ def growths(row: Row) -> list[Growth]:
 
 def summarise(rows: Sequence[Row]) -> list[Line]:
     """A line for each course, the dense network first."""
+    courses = _by_course(rows)
+    goal = None
+    if "dense" in courses:
+        goal = SHARE * statistics.fmean(row["curve"][-1]["accuracy"] for row in courses["dense"])
+    return [_line(name, group, goal) for name, group in courses.items()]
+
+
+def _by_course(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The runs that ended well by course, the dense network first."""
     courses: dict[str, list[Row]] = {}
-    for row in done(rows):
+    for row in sorted(done(rows), key=lambda row: row["method"] != "dense"):
         courses.setdefault(row["method"], []).append(row)
-    goal = (
-        SHARE * statistics.fmean(row["curve"][-1]["accuracy"] for row in courses["dense"])
-        if "dense" in courses
-        else None
-    )
-    return [_line(name, group, goal) for name, group in sorted(courses.items(), key=lambda item: item[0] != "dense")]
+    return courses
 
 
 def _line(course: str, rows: Sequence[Row], goal: float | None) -> Line:
@@ -124,6 +134,9 @@ def _line(course: str, rows: Sequence[Row], goal: float | None) -> Line:
     def to_goal(field: str) -> float | None:
         return statistics.fmean(p[field] for p in reached if p) if all(reached) else None
 
+    def spread(field: str) -> float:
+        return _spread([p[field] for p in reached if p]) if all(reached) else 0.0
+
     every = [growth for row in rows for growth in growths(row)]
     back = [growth.recovered for growth in every if growth.recovered is not None]
     full = [next((p["step"] for p in row["curve"] if p["density"] == 1), None) for row in rows]
@@ -131,10 +144,13 @@ def _line(course: str, rows: Sequence[Row], goal: float | None) -> Line:
         course=course,
         rounds=len(rows),
         accuracy=statistics.fmean(row["accuracy"] for row in rows),
+        accuracy_spread=_spread([row["accuracy"] for row in rows]),
         full_step=statistics.fmean(s for s in full if s is not None) if None not in full and every else None,
         step=to_goal("step"),
         seconds=to_goal("seconds"),
+        seconds_spread=spread("seconds"),
         cpu_seconds=to_goal("cpu_seconds"),
+        cpu_seconds_spread=spread("cpu_seconds"),
         train_seconds=statistics.fmean(row["curve"][-1]["seconds"] for row in rows),
         train_cpu_seconds=statistics.fmean(row["curve"][-1]["cpu_seconds"] for row in rows),
         growths=len(every),
@@ -144,20 +160,29 @@ def _line(course: str, rows: Sequence[Row], goal: float | None) -> Line:
     )
 
 
+def _spread(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def cells(line: Line) -> list[str]:
     """A line as text, in the order of `HEADINGS`."""
 
     def number(value: float | None, form: str = ".0f", missing: str = "") -> str:
         return missing if value is None else format(value, form)
 
+    def spread(value: float | None, deviation: float, form: str) -> str:
+        return number(value, form, "never") + (
+            f" ± {deviation:{form}}" if line.rounds > 1 and value is not None else ""
+        )
+
     return [
         line.course,
         str(line.rounds),
-        f"{100 * line.accuracy:.2f}",
+        spread(100 * line.accuracy, 100 * line.accuracy_spread, ".2f"),
         number(line.full_step),
         number(line.step, missing="never"),
-        number(line.seconds, ".1f", "never"),
-        number(line.cpu_seconds, ".1f", "never"),
+        spread(line.seconds, line.seconds_spread, ".1f"),
+        spread(line.cpu_seconds, line.cpu_seconds_spread, ".1f"),
         f"{line.train_seconds:.1f}",
         f"{line.train_cpu_seconds:.1f}",
         str(line.growths),
@@ -187,32 +212,74 @@ def show(folder: Path) -> None:
     print(f"figures: {files[0]}\ntable:   {folder / 'table.csv'}\nreport:  {page.resolve()}")
 
 
+@dataclass(frozen=True)
+class MeanCurve:
+    """The curves of one course: means over its rounds at each step, and the band from the lowest to the highest accuracy."""
+
+    course: str
+    along: dict[str, list[float]]  # by field of `AXES`
+    density: list[float]
+    accuracy: list[float]  # in percent, as the two bounds
+    lowest: list[float]
+    highest: list[float]
+
+    @property
+    def growths(self) -> list[int]:
+        """The points right after a growth."""
+        return [i + 1 for i, (before, after) in enumerate(pairwise(self.density)) if after > before]
+
+    @property
+    def full(self) -> list[int]:
+        """The growth that made it dense, if one did."""
+        return [i for i in self.growths if self.density[i] == 1]
+
+    @classmethod
+    def of(cls, course: str, rows: Sequence[Row]) -> MeanCurve:
+        by_step = [{point["step"]: point for point in row["curve"]} for row in rows]
+        steps = sorted(set.intersection(*(set(points) for points in by_step)))
+        points = [[of_run[step] for of_run in by_step] for step in steps]
+
+        def means(field: str) -> list[float]:
+            return [statistics.fmean(p[field] for p in group) for group in points]
+
+        accuracies = [[100 * p["accuracy"] for p in group] for group in points]
+        return cls(
+            course,
+            {field: means(field) for field in AXES},
+            means("density"),
+            [statistics.fmean(group) for group in accuracies],
+            [min(group) for group in accuracies],
+            [max(group) for group in accuracies],
+        )
+
+
+def mean_curves(rows: Sequence[Row]) -> list[MeanCurve]:
+    """One for each course, the dense network first."""
+    return [MeanCurve.of(name, group) for name, group in _by_course(rows).items()]
+
+
 def draw(rows: Sequence[Row], stem: Path, title: str) -> list[Path]:
     """Figure 6's curves against steps and seconds, as `.svg` and `.png`; a dot is a growth, a ring the full density."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), layout="constrained")
-    colours = _colours(rows)
-    best = max(p["accuracy"] for row in done(rows) for p in row["curve"])
+    curves = mean_curves(rows)
+    colours = _colours(curves)
+    best = max(max(curve.accuracy) for curve in curves)
     for index, (field, label) in enumerate(AXES.items(), start=1):
         axes = figure.add_subplot(1, len(AXES), index)
-        for row in done(rows):
-            curve = row["curve"]
-            xs, ys = [p[field] for p in curve], [100 * p["accuracy"] for p in curve]
-            first = row["round"] == 0
-            axes.plot(xs, ys, color=colours[row["method"]], linewidth=1.1, label=row["method"] if first else None)
-            grown = [i for i in range(1, len(curve)) if curve[i]["density"] > curve[i - 1]["density"]]
-            axes.plot([xs[i] for i in grown], [ys[i] for i in grown], ".", color=colours[row["method"]], markersize=4)
-            if grown and curve[grown[-1]]["density"] == 1:
-                axes.plot(
-                    xs[grown[-1]], ys[grown[-1]], "o", color=colours[row["method"]], markersize=7, fillstyle="none"
-                )
-        axes.set_ylim(bottom=max(0.0, 100 * (1 - 12 * (1 - best))), top=100 * best + 8 * (1 - best))
+        for curve in curves:
+            colour, xs, ys = colours[curve.course], curve.along[field], curve.accuracy
+            axes.plot(xs, ys, color=colour, linewidth=1.1, label=curve.course)
+            axes.fill_between(xs, curve.lowest, curve.highest, color=colour, alpha=0.15, linewidth=0)
+            for at, size, fill in ((curve.growths, 2, "full"), (curve.full, 7, "none")):
+                axes.plot([xs[i] for i in at], [ys[i] for i in at], "o", color=colour, markersize=size, fillstyle=fill)
+        axes.set_ylim(bottom=max(0.0, 100 - 12 * (100 - best)), top=best + 0.08 * (100 - best))
         axes.set_xlabel(label)
         axes.set_ylabel("test accuracy, %")
         axes.grid(visible=True, linewidth=0.4)
     axes.legend(fontsize=7, loc="lower right")
-    figure.suptitle(f"{title} (dots: growth; ring: full density)", fontsize=10)
+    figure.suptitle(f"{title} (dots: growth; ring: full density; band: all rounds)", fontsize=10)
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = [stem.with_suffix(suffix) for suffix in (".svg", ".png")]
     for file in files:
@@ -220,23 +287,23 @@ def draw(rows: Sequence[Row], stem: Path, title: str) -> list[Path]:
     return files
 
 
-def _colours(rows: Sequence[Row]) -> dict[str, Any]:
+def _colours(curves: Sequence[MeanCurve]) -> dict[str, str]:
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    courses = list(dict.fromkeys(row["method"] for row in done(rows) if row["method"] != "dense"))
+    courses = [curve.course for curve in curves if curve.course != "dense"]
     return {"dense": "#222222", **{name: to_hex(colormaps["tab10"](i % 10)) for i, name in enumerate(courses)}}
 
 
 def _page(rows: Sequence[Row], lines: Sequence[Line], title: str) -> str:
-    finished = done(rows)
+    finished, curves = done(rows), mean_curves(rows)
     dense = next((line for line in lines if line.course == "dense"), None)
     return report.render(
         title=title,
         subtitle=f"{len(finished)} runs. "
         + (f"The dense network ends at {100 * dense.accuracy:.2f}%." if dense else "The dense network is missing."),
         growth={
-            "plots": [report.html(_curves(finished, field, label)) for field, label in AXES.items()],
+            "plots": [report.html(_curves(curves, field, label)) for field, label in AXES.items()],
             "headings": HEADINGS,
             "rows": [cells(line) for line in lines],
             "steps": [_step_cells(growth) for row in finished for growth in growths(row)],
@@ -259,25 +326,34 @@ def _step_cells(growth: Growth) -> list[str]:
     ]
 
 
-def _curves(rows: Sequence[Row], field: str, label: str) -> Figure:
+def _curves(curves: Sequence[MeanCurve], field: str, label: str) -> Figure:
     from plotly import graph_objects as go
 
     figure = go.Figure()
-    colours = _colours(rows)
-    for row in rows:
-        curve = row["curve"]
-        grown = [False, *(b["density"] > a["density"] for a, b in pairwise(curve))]
+    colours = _colours(curves)
+    for curve in curves:
+        xs, colour = curve.along[field], colours[curve.course]
         figure.add_scatter(
-            x=[p[field] for p in curve],
-            y=[100 * p["accuracy"] for p in curve],
-            name=row["method"],
-            legendgroup=row["method"],
-            showlegend=row["round"] == 0,
+            x=[*xs, *reversed(xs)],
+            y=[*curve.highest, *reversed(curve.lowest)],
+            fill="toself",
+            fillcolor=colour,
+            opacity=0.15,
+            line={"width": 0},
+            legendgroup=curve.course,
+            showlegend=False,
+            hoverinfo="skip",
+        )
+        figure.add_scatter(
+            x=xs,
+            y=curve.accuracy,
+            name=curve.course,
+            legendgroup=curve.course,
             mode="lines+markers",
-            line={"color": colours[row["method"]], "width": 1.4},
-            marker={"size": [7 if g else 1 for g in grown]},
-            customdata=[f"{p['density']:.4g}" for p in curve],
-            hovertemplate=f"{row['run']}<br>%{{x}}: %{{y:.2f}}%, density %{{customdata}}<extra></extra>",
+            line={"color": colour, "width": 1.4},
+            marker={"size": [7 if i in curve.growths else 1 for i in range(len(xs))]},
+            customdata=[f"{density:.4g}" for density in curve.density],
+            hovertemplate=f"{curve.course}<br>%{{x}}: %{{y:.2f}}%, density %{{customdata}}<extra></extra>",
         )
     figure.update_xaxes(title=label)
     figure.update_yaxes(title="test accuracy, %")

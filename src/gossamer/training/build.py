@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -10,7 +12,8 @@ from gossamer.layers import SparseConv2d
 from gossamer.surgery import sparsify, thin
 from gossamer.training.config import TrainConfig
 from gossamer.training.first_layer import drop_filters
-from gossamer.training.growth import Doubling, Growth, Ramp, Schedule
+from gossamer.training.growth import Doubling, Growth, Ramp, Schedule, Scheduled
+from gossamer.training.widening import Widening, narrow
 
 
 def load_data(config: TrainConfig) -> data.DataSet:
@@ -22,8 +25,8 @@ def load_data(config: TrainConfig) -> data.DataSet:
     return data.load(config.data, config.data_root, image_size=size, augment=config.augment, workers=config.workers)
 
 
-def build_model(config: TrainConfig, description: data.Description) -> nn.Module:
-    """The network for this data set, with initial weights from the seed.
+def build_model(config: TrainConfig, description: data.Description, *, grown: bool = False) -> nn.Module:
+    """The network for this data set, with initial weights from the seed; at the density that it grows to when `grown`.
 
     Raises ValueError when the network, the width or the density is impossible.
     """
@@ -32,7 +35,9 @@ def build_model(config: TrainConfig, description: data.Description) -> nn.Module
     model = models.create(config.model, num_classes=description.num_classes, in_channels=channels, image_size=size)
     if config.width < 1:
         model = thin(model, config.width, description.image_shape, divisor=config.divisor)
-    density = config.density if config.grow_from is None else config.grow_from
+    density = config.density if config.grow_from is None or grown else config.grow_from
+    if config.grow_from is not None and config.grow_by == "channels":
+        return narrow(model, density, description.image_shape)
     if density < 1:
         model = sparsify(model, density, seed=config.seed, pattern=config.pattern, allocation=config.allocation)
         if config.first_layer == "sqrt":
@@ -50,7 +55,9 @@ def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimiz
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
-def make_growth(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Growth | None:
+def make_growth(
+    config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, description: data.Description
+) -> Scheduled | None:
     """What makes the network denser in a run of so many steps; None when it keeps its density."""
     if config.grow_from is None:
         return None
@@ -60,6 +67,9 @@ def make_growth(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Op
     else:
         steps = max(1, round(config.grow_until * steps))
         schedule = Ramp(config.grow_from, steps, config.grow_every, config.density, config.grow_schedule)
+    if config.grow_by == "channels":
+        full = build_model(replace(config, density=1.0), description, grown=True)
+        return Widening(model, optimizer, schedule, full, description.image_shape)
     return Growth(model, optimizer, schedule, init=config.grow_init, by=config.grow_by)
 
 

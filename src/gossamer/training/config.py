@@ -50,8 +50,8 @@ class TrainConfig:
     """Course of the density: by a factor each time (the paper), or along a line, a cosine or a cubic that falls flat."""
     grow_until: float = 0.5
     """Linear, cosine and cubic growth: the share of the run after which `density` is reached."""
-    grow_by: Literal["random", "gradient"] = "random"
-    """New connections: random ones, or those with the largest gradient (RigL)."""
+    grow_by: Literal["random", "gradient", "channels"] = "random"
+    """New connections: random ones, those with the largest gradient (RigL), or those of whole new channels (paper, 5.3)."""
     grow_init: Literal["zero", "random"] = "zero"
     """Kernels of new connections: zero, so that growth changes no output, or random."""
 

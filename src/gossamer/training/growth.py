@@ -54,7 +54,45 @@ class Ramp:
         return self.start + (self.end - self.start) * share
 
 
-class Growth:
+class Scheduled:
+    """What follows a schedule of the density; its `state_dict` is the number of steps done."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.steps = 0
+
+    @property
+    def density(self) -> float:
+        """What the schedule asks for after the steps done."""
+        return self._density(self.steps)
+
+    @property
+    def due(self) -> bool:
+        """Whether the next call of `step` grows the model."""
+        return self._density(self.steps + 1) > self.density
+
+    def step(self) -> bool:
+        """Count an optimizer step, and grow if it is time. Says whether any parameter has changed its size."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after as many steps; the model must have been loaded before."""
+        self.steps = int(state["steps"])
+
+    def _density(self, step: int) -> float:
+        density = self.schedule(step)
+        check_density(density, f"the growth schedule's density after {step} steps")
+        if step and density < (before := self.schedule(step - 1)):
+            raise ValueError(
+                f"the growth schedule falls from {before:g} to {density:g} after {step} steps; it may only rise"
+            )
+        return density
+
+
+class Growth(Scheduled):
     """Keeps a model at the density of a schedule while it trains; used like a learning-rate scheduler.
 
         model = gs.sparsify(model, 0.01)
@@ -86,24 +124,12 @@ class Growth:
         if by not in ("random", "gradient"):
             raise ValueError(f'by must be "random" or "gradient", got {by!r}')
         sparse_layers(model)
-        self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.init, self.by = init, by
-        self.steps = 0
+        super().__init__(schedule)
+        self.model, self.optimizer, self.init, self.by = model, optimizer, init, by
         self._gradients: DenseGradients | None = None
         self._watch()
 
-    @property
-    def density(self) -> float:
-        """What the schedule asks for after the steps done."""
-        return self._density(self.steps)
-
-    @property
-    def due(self) -> bool:
-        """Whether the next call of `step` grows the model."""
-        return self._density(self.steps + 1) > self.density
-
     def step(self) -> bool:
-        """Count an optimizer step, and grow if it is time. Says whether any parameter has changed its size."""
         grows, gradients = self.due, self._gradients
         self.steps += 1
         if not grows:
@@ -116,12 +142,8 @@ class Growth:
         self._watch()
         return grown
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after as many steps; the model must have been loaded before."""
-        self.steps = int(state["steps"])
+        super().load_state_dict(state)
         self._watch()
 
     def _watch(self) -> None:
@@ -129,12 +151,3 @@ class Growth:
         if self._gradients is not None:
             self._gradients.close()
         self._gradients = DenseGradients(self.model) if self.by == "gradient" and self.due else None
-
-    def _density(self, step: int) -> float:
-        density = self.schedule(step)
-        check_density(density, f"the growth schedule's density after {step} steps")
-        if step and density < (before := self.schedule(step - 1)):
-            raise ValueError(
-                f"the growth schedule falls from {before:g} to {density:g} after {step} steps; it may only rise"
-            )
-        return density

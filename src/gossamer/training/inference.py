@@ -38,7 +38,7 @@ def load_trained(run: str | Path) -> tuple[nn.Module, Description]:
     config, description = folder.read_config()
     if not folder.model.exists():
         raise FileNotFoundError(f"{folder.path} holds no trained model yet; finish its training (--resume)")
-    model = build.build_model(config, description)
+    model = build.build_model(config, description, grown=True)
     load_model(model, folder.model)
     return model.eval(), description
 

@@ -25,6 +25,7 @@ from gossamer.training.distributed import Team
 from gossamer.training.evaluation import evaluate, logits
 from gossamer.training.folder import RunFolder
 from gossamer.training.interrupt import Interrupted
+from gossamer.training.widening import Widening
 
 
 class DivergenceError(FloatingPointError):
@@ -73,10 +74,15 @@ class Run:
         self.model = build.build_model(config, self.dataset).to(device)
         self._arrange()
         self.optimizer = build.make_optimizer(config, self.model)
-        self.growth = build.make_growth(config, self.model, self.optimizer, self.total_steps)
+        self.growth = build.make_growth(config, self.model, self.optimizer, self.total_steps, self.dataset)
         self.half = torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
         self.start_clock()
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp and self.half == torch.float16)
+
+    @property
+    def density(self) -> float:
+        """Connections over possible ones; of a dense network that grows by channels, what its schedule asks for."""
+        return self.growth.density if isinstance(self.growth, Widening) else build.density(self.model)
 
     def _arrange(self) -> None:
         """Lay the model out for its density, and wrap it anew, since its parameters may have changed their sizes."""
@@ -88,7 +94,7 @@ class Run:
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 images as the network takes them."""
         images = self.dataset.normalise(images.to(self.team.device, non_blocking=True))
-        return images.contiguous(memory_format=self.layout)
+        return images.to(memory_format=self.layout)  # not contiguous(), which leaves images of one channel as they are
 
     def start_clock(self) -> None:
         """Time passes for the next step from here: also what loading its images takes."""
@@ -144,7 +150,7 @@ class Run:
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
             "images_per_s": speed,
-            "density": build.density(self.model),
+            "density": self.density,
         }
         self.history.append(record)
         self.totals = Totals()
