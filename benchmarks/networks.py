@@ -80,8 +80,8 @@ def measure(case: Case, threads: list[int], seconds: float) -> dict[int, dict[st
         expected = model.eval()(image)
     exported = None if case.train else export(model, image)
     calls = {
-        name.split()[0]: bench._whole(network, shape, case.batch, case.train)
-        for name, network in bench._variants(model, shape, [case.density]).items()
+        name.split()[0]: bench.network_calls(network, shape, case.batch, case.train)
+        for name, network in bench.variants_of(model, shape, [case.density]).items()
     }
     taken = {}
     for number in threads:

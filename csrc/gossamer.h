@@ -93,7 +93,7 @@ GOSSAMER_API const char* gossamer_isa(void);
 /* The instruction sets that this library holds and this machine can run, worst first, separated by spaces. */
 GOSSAMER_API const char* gossamer_isa_list(void);
 
-/* The kernel that a call would run, for people and benchmarks: for example "rows 3x3 stride 1". pass is 'f', 'i' or 'w'. */
+/* The kernel that a call would run, for people and benchmarks: for example "rows, taps in columns". pass is 'f', 'i' or 'w'. */
 GOSSAMER_API const char* gossamer_kernel_name(const gossamer_conv* conv, char pass);
 
 /* Gives back the calling thread's scratch memory. Needed by no one; the next call takes it again. */

@@ -96,7 +96,33 @@ int input_grad(const gossamer_conv& c, const float* grad_output, const float* we
     return GOSSAMER_OK;
 }
 
-const char* kernel_name(const gossamer_conv&, char) { return "native"; }
+const char* kernel_name(const gossamer_conv& c, char pass) {
+    const i64 kernel = c.kernel_h * c.kernel_w, lists = 2 * (c.kernel_h + c.kernel_w);
+    float* memory = scratch(lists + 3 * kernel);
+    if (!memory) return "none";
+    int32_t* list = reinterpret_cast<int32_t*>(memory);
+    Gather g;
+    g.tap_row = list + lists;
+    g.tap_col = g.tap_row + kernel;
+    g.tap_weight = g.tap_col + kernel;
+    g.dst = nullptr;
+    if (pass == 'i') {
+        describe_input_grad(c, 0, 0, &g);
+        input_grad_taps(c, 0, 0, true, list, &g);
+        if (g.columns == 0) return "none";
+    } else {
+        describe_forward(c, &g);
+        forward_taps(c, pass == 'w' ? weight_grad_joined(c) : forward_joined(c), &g);
+    }
+    const Plan p = make_plan(g, 1, pass == 'w');
+    switch (p.shape) {
+        case kRows: return g.column > 1 ? "rows, taps in columns" : "rows";
+        case kFlat: return "rows run together";
+        case kBatch: return p.by_position ? "images in lanes, by position" : "images in lanes";
+        case kPoints: return "points";
+    }
+    return "none";
+}
 
 }  // namespace
 

@@ -275,6 +275,10 @@ void weight_grad_thread(void* argument, int thread, int threads) {
     }
 }
 
+bool weight_grad_joined(const gossamer_conv& c) {
+    return c.stride_h == 1 && c.dil_h == 1 && (c.kernel_h == 3 || c.kernel_h == 5 || c.kernel_h == 7);
+}
+
 int weight_grad(const gossamer_conv& c, const float* grad_output, const float* input, float* grad_weight, int threads) {
     threads = useful_threads(c, threads);
     Gather g;
@@ -298,8 +302,7 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
         g.tap_row = w.cursor + c.out_channels;
         g.tap_col = g.tap_row + g.kernel;
         g.tap_weight = g.tap_col + g.kernel;
-        const bool joined = c.stride_h == 1 && c.dil_h == 1 && (c.kernel_h == 3 || c.kernel_h == 5 || c.kernel_h == 7);
-        forward_taps(c, joined, &g);
+        forward_taps(c, weight_grad_joined(c), &g);
         Plan p = make_plan(g, 1, true);
         if (p.shape != kRows) forward_taps(c, false, &g);
         w.shape = p.shape;

@@ -1,8 +1,15 @@
-"""What all tests share: hypothesis without deadlines (the machines are slow and noisy), the same examples every time."""
+"""What all tests share: hypothesis without deadlines (the machines are slow and noisy), the same examples and seeds every time."""
 
 from __future__ import annotations
 
+import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("gossamer", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("gossamer")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

@@ -75,7 +75,7 @@ class DenseGradients:
             *(torch.tensor(array, device=grad.device) for array in (c.indptr, c.indices)),
             layer.kernel_size,
             layer.stride,
-            layer._own_padding,
+            layer.own_padding,
             layer.dilation,
             layer.groups,
         ).float()

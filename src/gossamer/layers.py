@@ -68,7 +68,7 @@ class SparseConv2d(nn.Module):
             raise ValueError(f"padding_mode must be one of {', '.join(_PADDING_MODES)}, got {padding_mode!r}")
         self.padding = padding if isinstance(padding, str) else _pair("padding", padding, 0)
         self.padding_mode = padding_mode
-        self._own_padding, self._before = _split_padding(
+        self.own_padding, self._before = _split_padding(
             self.padding, padding_mode, self.kernel_size, self.stride, self.dilation
         )
         self._reach = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
@@ -100,7 +100,7 @@ class SparseConv2d(nn.Module):
         x = input if input.dim() == 4 else input[None]
         if self._before is not None:
             x = F.pad(x, self._before, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        for size, pad, reach in zip(x.shape[2:], self._own_padding, self._reach, strict=True):
+        for size, pad, reach in zip(x.shape[2:], self.own_padding, self._reach, strict=True):
             if size + 2 * pad < reach:
                 raise ValueError(
                     f"the kernel reaches over {self._reach} pixels, more than the padded input {list(x.shape)}"
@@ -119,11 +119,11 @@ class SparseConv2d(nn.Module):
         weight = weight.view(self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         if channels_last:  # once here is cheaper than in every pass of the convolution
             weight = weight.contiguous(memory_format=torch.channels_last)
-        return F.conv2d(x, weight, self.bias, self.stride, self._own_padding, self.dilation, self.groups)
+        return F.conv2d(x, weight, self.bias, self.stride, self.own_padding, self.dilation, self.groups)
 
     def _sparse(self, x: Tensor) -> Tensor:
         out = kernels.sparse_conv2d(
-            x, self.weight, self.indptr, self.indices, self.stride, self._own_padding, self.dilation, self.groups
+            x, self.weight, self.indptr, self.indices, self.stride, self.own_padding, self.dilation, self.groups
         )
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
 

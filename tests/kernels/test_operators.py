@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from gossamer import kernels
-from gossamer.kernels import dense, reference
+from gossamer.kernels import cpu, dense, reference
 from samples import SAMPLES, Sample
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=str)
@@ -96,10 +96,14 @@ def test_flops_are_of_live_connections_only() -> None:
     assert counter.get_total_flops() == 2 * forward
 
 
-def test_autocast_on_the_cpu_stays_with_the_native_kernels() -> None:
+def test_autocast_on_the_cpu_casts_what_takes_the_dense_path_alone() -> None:
     x, w, *pattern = SAMPLES[0].tensors(torch.float32)
     expected = kernels.sparse_conv2d(x, w, *pattern, *SAMPLES[0].geometry)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = kernels.sparse_conv2d(x.bfloat16(), w, *pattern, *SAMPLES[0].geometry)
-    assert out.dtype == torch.float32
-    torch.testing.assert_close(out, expected, rtol=0.05, atol=0.05)
+    for path, dtype in (("native", torch.float32), ("dense", torch.bfloat16)):
+        leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16), cpu.use_path(path):
+            out = kernels.sparse_conv2d(*leaves, *pattern, *SAMPLES[0].geometry)
+            grads = torch.autograd.grad(out.float().sum(), leaves)
+        assert out.dtype == dtype
+        assert all(grad.dtype == torch.float32 for grad in grads)
+        torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)

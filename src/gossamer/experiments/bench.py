@@ -24,7 +24,7 @@ from gossamer.layers import SparseConv2d
 from gossamer.surgery import sparsify
 from gossamer.thinning import thin
 
-__all__ = ["bench", "info", "show", "whole"]
+__all__ = ["bench", "info", "network_calls", "show", "variants_of"]
 
 Shape = tuple[int, int, int]
 
@@ -56,13 +56,13 @@ def bench(
     `train` times forward and backward instead of the forward pass alone. `seconds` is spent on each figure at least.
     Sparse variants are named by their density, thin ones (width sqrt(density), so equal multiply-adds) by their width.
     """
-    variants = _variants(model, input_shape, densities)
+    variants = variants_of(model, input_shape, densities)
     before, results = torch.get_num_threads(), []
     try:
         for number in threads or (before,):
             torch.set_num_threads(number)
             progress(f"{number} threads: the network")
-            total = _time({name: _whole(m, input_shape, batch, train) for name, m in variants.items()}, seconds)
+            total = _time({name: network_calls(m, input_shape, batch, train) for name, m in variants.items()}, seconds)
             layers = _layers(variants, input_shape, batch, train, seconds, progress)
             results.append({"threads": number, "ms": total, "layers": layers})
     finally:
@@ -71,27 +71,8 @@ def bench(
     return {"batch": batch, "train": train, "input": list(input_shape), "variants": sizes, "runs": results} | info()
 
 
-def whole(
-    model: nn.Module,
-    input_shape: Shape,
-    densities: Sequence[float],
-    *,
-    batch: int,
-    threads: int,
-    train: bool,
-    seconds: float,
-) -> dict[str, float]:
-    """Only the network's milliseconds, by variant; a training step includes the optimizer's."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        variants = _variants(model, input_shape, densities)
-        return _time({name: _whole(m, input_shape, batch, train) for name, m in variants.items()}, seconds)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _variants(model: nn.Module, input_shape: Shape, densities: Sequence[float]) -> dict[str, nn.Module]:
+def variants_of(model: nn.Module, input_shape: Shape, densities: Sequence[float]) -> dict[str, nn.Module]:
+    """The networks to compare by name: "dense", and for each density "sparse 0.1" and, at equal multiply-adds, "thin 0.32"."""
     variants: dict[str, nn.Module] = {"dense": model}
     for density in densities:
         if density < 1:
@@ -118,8 +99,8 @@ def _size(model: nn.Module, input_shape: Shape, train: bool) -> dict[str, Any]:
     }
 
 
-def _whole(model: nn.Module, input_shape: Shape, batch: int, train: bool) -> list[Callable[[], object]]:
-    """The network's calls in both memory formats."""
+def network_calls(model: nn.Module, input_shape: Shape, batch: int, train: bool) -> list[Callable[[], object]]:
+    """The network's calls in both memory formats: a forward pass or, to `train`, a whole step with the optimizer's."""
     calls: list[Callable[[], object]] = []
     for layout in (torch.contiguous_format, torch.channels_last):
         net = copy.deepcopy(model).to(memory_format=layout).train(train)  # type: ignore[call-overload]
@@ -217,13 +198,18 @@ def _gradients(module: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def _path(layer: SparseConv2d, size: tuple[int, ...], train: bool, first: bool) -> str:
-    """Which backend computes each pass of this layer, and why."""
+    """Which backend computes each pass of this layer, with which native kernel, and why."""
     passes = ["forward", *(["weight_grad"] if train else []), *(["input_grad"] if train and not first else [])]
-    edges = layer.indices.numel()
-    chosen = [
-        (name, *cpu.choose_path(name, size, layer.kernel_size, edges, layer.out_channels, layer.stride, layer.groups))
-        for name in passes
-    ]
+    edges, pattern = layer.indices.numel(), (layer.indptr, layer.indices)
+    chosen = []
+    for name in passes:
+        path, why = cpu.choose_path(
+            name, size, layer.kernel_size, edges, layer.out_channels, layer.stride, layer.groups
+        )
+        if path == "native":
+            geometry = layer.stride, layer.own_padding, layer.dilation
+            path = f"native: {cpu.kernel_name(name, size, layer.kernel_size, *pattern, *geometry)}"
+        chosen.append((name, path, why))
     if len({path for _, path, _ in chosen}) == 1:
         return f"{chosen[0][1]} ({chosen[0][2]})"
     return ", ".join(f"{name} {path} ({why})" for name, path, why in chosen)

@@ -129,14 +129,26 @@ for _name, _formula in (
 
 
 def _autocast(operator: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
-    """Cast to the precision of autocast; on the CPU to float32, the only one the native kernels know."""
+    """Cast to the precision of autocast; on the CPU as `_cpu_precision` says."""
 
     def run(first: Tensor, second: Tensor, *rest: Any) -> Tensor:
-        dtype = torch.float32 if device == "cpu" else torch.get_autocast_dtype(device)
+        dtype = torch.get_autocast_dtype(device)
+        if device == "cpu":
+            dtype = _cpu_precision(operator, first, second, *rest)
         with torch.autocast(device, enabled=False):
             return operator(*(t if t.dtype == torch.float64 else t.to(dtype) for t in (first, second)), *rest)
 
     return run
+
+
+def _cpu_precision(operator: Callable[..., Tensor], first: Tensor, second: Tensor, *rest: Any) -> torch.dtype:
+    """float32 where the native kernels compute, which know no other; autocast's on the dense path. Gradients follow."""
+    if operator is not sparse_conv2d:
+        return torch.promote_types(first.dtype, second.dtype)
+    indptr, indices, stride, *others = rest
+    connections, outputs, groups = indices.shape[0], indptr.shape[0] - 1, others[2] if len(others) > 2 else 1
+    path, _ = cpu.choose_path("forward", first.shape, second.shape[1:], connections, outputs, stride, groups)
+    return torch.float32 if path == "native" else torch.get_autocast_dtype("cpu")
 
 
 for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):

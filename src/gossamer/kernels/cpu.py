@@ -24,6 +24,7 @@ from gossamer.kernels import dense
 __all__ = [
     "choose_path",
     "info",
+    "kernel_name",
     "register",
     "sparse_conv2d",
     "sparse_conv2d_input_grad",
@@ -32,11 +33,15 @@ __all__ = [
 ]
 
 LIMITS = {
-    "1x1": {"forward": 0.25, "input_grad": 0.15, "weight_grad": 0.1},
-    "strided, one-dimensional or as large as the map": {"forward": 0.25, "input_grad": 0.2, "weight_grad": 0.2},
-    "other": {"forward": 0.4, "input_grad": 0.3, "weight_grad": 0.3},
+    "1x1": {"forward": 0.35, "input_grad": 0.3, "weight_grad": 0.15},
+    "1x1 on few positions": {"forward": 0.3, "input_grad": 0.08, "weight_grad": 0.15},
+    "strided, one-dimensional or as large as the map": {"forward": 0.35, "input_grad": 0.25, "weight_grad": 0.25},
+    "other": {"forward": 0.5, "input_grad": 0.4, "weight_grad": 0.4},
 }
 """Density from which PyTorch's dense convolution is taken, by kind of kernel and pass (measured: docs/kernels.md)."""
+
+FEW_POSITIONS = 500
+"""Output positions, over all images, below which a 1x1 kernel has little to do for each connection it looks up."""
 
 _PATHS = ("auto", "native", "dense")
 _path = os.environ.get("GOSSAMER_PATH", "auto")
@@ -106,7 +111,10 @@ def info() -> dict[str, str]:
 
 @contextlib.contextmanager
 def use_path(path: str) -> Iterator[None]:
-    """Inside, every sparse convolution on the CPU takes `path`: "native", "dense", or "auto" (the rule)."""
+    """Inside, every sparse convolution on the CPU takes `path`: "native", "dense", or "auto" (the rule).
+
+    A layer with every connection is no sparse convolution: it runs as `nn.Conv2d` does, whatever the path.
+    """
     global _path
     if path not in _PATHS:
         raise ValueError(f"a path is one of {', '.join(_PATHS)}; {path!r} was given")
@@ -131,7 +139,8 @@ def choose_path(
         return _path, "asked for"
     density = connections * groups / (input_shape[1] * out_channels)
     if kernel_size[0] == kernel_size[1] == 1:
-        kind = "1x1"
+        positions = input_shape[0] * (input_shape[2] // stride[0]) * (input_shape[3] // stride[1])
+        kind = "1x1" if positions >= FEW_POSITIONS else "1x1 on few positions"
     elif max(stride) > 1 or min(kernel_size) == 1 or kernel_size[0] >= input_shape[2]:
         kind = "strided, one-dimensional or as large as the map"
     else:
@@ -142,6 +151,22 @@ def choose_path(
     if density >= limit:
         return "dense", f"density {density:.3f} >= {limit}"
     return "native", f"density {density:.3f} < {limit}"
+
+
+def kernel_name(
+    operation: str,
+    input_shape: Sequence[int],
+    kernel_size: Sequence[int],
+    indptr: Tensor,
+    indices: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> str:
+    """The native kernel that a call of `operation` runs, by how it lays out what it reads (docs/kernels.md)."""
+    conv = _conv(torch.Size(input_shape), torch.Size(kernel_size), indptr, indices, [*stride], [*padding], [*dilation])
+    name: bytes = _library.gossamer_kernel_name(conv, operation[0].encode())
+    return name.decode()
 
 
 def _check(status: int, conv: _Conv) -> None:

@@ -63,7 +63,7 @@ def sparse_conv2d_weight_grad(
     flat = grad.flatten(0, 1)
     if flat.shape[0] == indices.shape[0]:  # every connection
         return flat.contiguous()
-    return flat[positions(indptr, indices, input.shape[1], groups)]
+    return flat.index_select(0, positions(indptr, indices, input.shape[1], groups))
 
 
 def scatter(weight: Tensor, indptr: Tensor, indices: Tensor, in_channels: int, groups: int = 1) -> Tensor:
@@ -72,7 +72,7 @@ def scatter(weight: Tensor, indptr: Tensor, indices: Tensor, in_channels: int, g
     full = weight
     if weight.shape[0] < outputs * width:
         full = weight.new_zeros(outputs * width, *weight.shape[1:])
-        full[positions(indptr, indices, in_channels, groups)] = weight
+        full.index_copy_(0, positions(indptr, indices, in_channels, groups), weight)
     return full.view(outputs, width, *weight.shape[1:])
 
 
@@ -82,7 +82,8 @@ def positions(indptr: Tensor, indices: Tensor, in_channels: int, groups: int = 1
     fan_in = (indptr[1:] - indptr[:-1]).long()
     outputs = torch.arange(indptr.shape[0] - 1, device=indptr.device)
     rows = torch.repeat_interleave(outputs, fan_in, output_size=indices.shape[0])
-    return rows * width + indices.long() % width
+    within = indices if groups == 1 else indices % width
+    return rows.mul_(width).add_(within)
 
 
 def _backward(
