@@ -19,6 +19,8 @@ struct WeightGrad {
     int column, columns;
     const i64* offset;
     const int32_t* tap_weight;
+    bool in_place;                    // the input itself is the planes: one tap, no padding, no stride
+    bool out_in_place;                // the output gradient itself is
     float *in_planes, *out_planes;    // [image of block][channel]
     int32_t* cursor;                  // [out_channels] next connection, while channel blocks go by
     i64* counter;
@@ -91,10 +93,17 @@ void dot_points(const Dot& d, const float* const* planes) {
     }
     for (i64 n = 0; n < d.images; n++) {
         const float* g = d.g + n * d.g_image;
-        for (i64 i = 0; i < d.cols; i += kLanes) {
+        i64 i = 0;
+        for (; i + kLanes <= d.cols; i += kLanes) {
             const vec gv = load(g + i);
 #pragma GCC unroll 8
             for (int k = 0; k < E; k++) acc[k] = fma(gv, load(x[k] + i), acc[k]);
+        }
+        if (i < d.cols) {
+            const int left = (int)(d.cols - i);
+            const vec gv = load_first(g + i, left);
+#pragma GCC unroll 8
+            for (int k = 0; k < E; k++) acc[k] = fma(gv, load_first(x[k] + i, left), acc[k]);
         }
 #pragma GCC unroll 8
         for (int k = 0; k < E; k++) x[k] += d.x_image;
@@ -180,7 +189,7 @@ void dot_joined(const Dot& d, int column, int columns) {
 void weight_grad_copy(const WeightGrad& w, i64 block, i64 item) {
     const gossamer_conv& c = *w.c;
     const i64 first = block / w.bands * w.images, y0 = block % w.bands * w.band;
-    const i64 per_image = c.in_channels + c.out_channels, image = item / per_image;
+    const i64 per_image = c.in_channels + (w.out_in_place ? 0 : c.out_channels), image = item / per_image;
     i64 ch = item % per_image;
     const i64 n = (first + image) * w.group;
     const bool is_in = ch < c.in_channels;
@@ -196,16 +205,16 @@ void weight_grad_copy(const WeightGrad& w, i64 block, i64 item) {
         copy_plane(l, step_y, step_x, src + ch * height * width, height, width, y0, to + ch * l.plane);
 }
 
-void weight_grad_row(const WeightGrad& w, i64 o, i64 first, i64 last, i64 images, bool fresh) {
+void weight_grad_row(const WeightGrad& w, const float* in, const float* out, i64 o, i64 first, i64 last, i64 images, i64 rows, bool fresh) {
     const gossamer_conv& c = *w.c;
     float sums[64];
     Dot d;
-    d.g = w.out_planes + o * w.out.plane;
+    d.g = out + o * w.out.plane;
     d.x_image = c.in_channels * w.in.plane;
     d.g_image = c.out_channels * w.out.plane;
     d.images = images;
     const bool run_on = w.shape == kFlat;  // rows follow each other, with zeros in the gaps of the output gradient
-    d.rows = run_on ? 1 : w.out.rows;
+    d.rows = run_on ? 1 : rows;
     d.cols = run_on ? w.out.plane : w.ow * w.out.inner;
     d.pitch = w.in.pitch;
     d.g_pitch = w.out.pitch;
@@ -215,7 +224,7 @@ void weight_grad_row(const WeightGrad& w, i64 o, i64 first, i64 last, i64 images
         for (i64 e = first; e < last;) {
             const int count = last - e >= 6 ? 6 : last - e >= 2 ? 2 : 1;
             const float* planes[6];
-            for (int k = 0; k < count; k++) planes[k] = w.in_planes + c.indices[e + k] * w.in.plane;
+            for (int k = 0; k < count; k++) planes[k] = in + c.indices[e + k] * w.in.plane;
             if (count == 6)
                 dot_points<6>(d, planes);
             else if (count == 2)
@@ -228,7 +237,7 @@ void weight_grad_row(const WeightGrad& w, i64 o, i64 first, i64 last, i64 images
         return;
     }
     for (i64 e = first; e < last; e++) {
-        d.x = w.in_planes + c.indices[e] * w.in.plane;
+        d.x = in + c.indices[e] * w.in.plane;
         float* to = w.grad_weight + e * w.kernel;
         const int per = 64 / w.column;
         for (int j = 0; j < w.columns; j += per) {
@@ -248,14 +257,18 @@ void weight_grad_row(const WeightGrad& w, i64 o, i64 first, i64 last, i64 images
 void weight_grad_thread(void* argument, int thread, int threads) {
     const WeightGrad& w = *static_cast<const WeightGrad*>(argument);
     const gossamer_conv& c = *w.c;
-    const i64 image_groups = divide_up(c.batch, w.group), channels = c.in_channels + c.out_channels;
+    const i64 image_groups = divide_up(c.batch, w.group), channels = c.in_channels + (w.out_in_place ? 0 : c.out_channels);
     i64 items = 0;
     for (i64 block = 0; block < w.blocks; block++) {
         const i64 images = least(w.images, image_groups - block / w.bands * w.images);
-        items = images * channels;
+        items = w.in_place ? 0 : images * channels;
         for (i64 i = items * thread / threads; i < items * (thread + 1) / threads; i++) weight_grad_copy(w, block, i);
         if (thread == 0) *w.counter = 0;
         barrier();
+        const i64 begun = block / w.bands * w.images, y0 = block % w.bands * w.band;
+        const float* in = w.in_place ? w.input + begun * c.in_channels * w.in.plane : w.in_planes;
+        const float* out = w.out_in_place ? w.grad_output + begun * c.out_channels * w.out.plane + y0 * w.ow : w.out_planes;
+        const i64 rows = w.out_in_place ? least(w.band, w.oh - y0) : w.out.rows;
         const i64 chunk = most(1, divide_up(c.out_channels, threads * 8));
         for (;;) {
             const i64 o0 = __atomic_fetch_add(w.counter, chunk, __ATOMIC_RELAXED), o1 = least(o0 + chunk, c.out_channels);
@@ -265,7 +278,7 @@ void weight_grad_thread(void* argument, int thread, int threads) {
                 for (i64 o = o0; o < o1; o++) {
                     i64 last = w.cursor[o];
                     while (last < c.indptr[o + 1] && c.indices[last] < channel) last++;
-                    weight_grad_row(w, o, w.cursor[o], last, images, block == 0);
+                    weight_grad_row(w, in, out, o, w.cursor[o], last, images, rows, block == 0);
                     w.cursor[o] = (int32_t)last;
                 }
                 if (channel >= c.in_channels) break;
@@ -329,11 +342,27 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
         w.images = w.bands > 1 ? 1 : least(groups, divide_up(256 * kLanes, w.out.plane));
         w.blocks = divide_up(groups, w.images) * w.bands;
         w.channel_block = most(1, kCacheFloats / (w.images * w.in.plane));
+        w.in_place = g.kernel == 1 && c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
+        w.out_in_place = w.in_place || w.shape == kRows;
+        if (w.shape == kRows) {
+            w.out.pitch = w.ow;
+            w.out.plane = w.oh * w.ow;
+        }
+        if (w.in_place) {
+            offset[0] = 0;
+            w.shape = kFlat;
+            w.group = w.bands = 1;
+            w.band = w.oh;
+            w.in.plane = w.out.plane = c.in_h * c.in_w;
+            w.images = least(c.batch, divide_up(256 * kLanes, w.in.plane));
+            w.blocks = divide_up(c.batch, w.images);
+            w.channel_block = most(1, kCacheFloats / (w.images * w.in.plane));
+        }
         w.in_planes = memory + tables;
         w.out_planes = w.in_planes + w.images * c.in_channels * w.in.plane + kSlack;
-        floats = w.images * (c.in_channels * w.in.plane + c.out_channels * w.out.plane) + 2 * kSlack;
+        floats = w.images * ((w.in_place ? 0 : c.in_channels * w.in.plane) + (w.out_in_place ? 0 : c.out_channels * w.out.plane)) + 2 * kSlack;
     }
-    fill_zero(w.out_planes - kSlack, kSlack);
+    if (!w.out_in_place) fill_zero(w.out_planes - kSlack, kSlack);
     parallel(threads, weight_grad_thread, &w);
     return GOSSAMER_OK;
 }
