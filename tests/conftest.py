@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis without deadlines (the machines are slow and noisy), the same examples and seeds every time."""
+"""What all tests share: hypothesis without deadlines (machines are slow and noisy), the same examples and seeds each time."""
 
 from __future__ import annotations
 

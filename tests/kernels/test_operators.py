@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import gossamer as gs
 from gossamer import kernels
 from gossamer.kernels import cpu, dense, reference
 from samples import SAMPLES, Sample
@@ -107,3 +108,18 @@ def test_autocast_on_the_cpu_casts_what_takes_the_dense_path_alone() -> None:
         assert out.dtype == dtype
         assert all(grad.dtype == torch.float32 for grad in grads)
         torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("path", ["native", "dense"])
+def test_what_is_known_without_data_has_the_layout_of_the_result(path: str) -> None:
+    x = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    c = gs.Connectivity.random(8, 8, 0.5, seed=0)
+    pattern, geometry = (torch.tensor(c.indptr), torch.tensor(c.indices)), ([1, 1], [1, 1], [1, 1])
+    w = torch.randn(c.connections, 3, 3)
+    grad = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    with cpu.use_path(path):
+        torch.library.opcheck(kernels.sparse_conv2d, (x, w, *pattern, *geometry), test_utils="test_faketensor")
+        arguments = (grad, w, *pattern, [2, 8, 6, 6], *geometry)
+        torch.library.opcheck(kernels.sparse_conv2d_input_grad, arguments, test_utils="test_faketensor")
+        out = kernels.sparse_conv2d(x, w, *pattern, *geometry)
+    assert out.is_contiguous(memory_format=torch.channels_last) == (path == "dense")

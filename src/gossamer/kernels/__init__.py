@@ -58,19 +58,36 @@ def _fake_forward(
     groups: int = 1,
 ) -> Tensor:
     size = output_size(input.shape, weight.shape[1:], stride, padding, dilation)
-    return input.new_empty(input.shape[0], indptr.shape[0] - 1, *size)
+    native = cpu.takes("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, stride, groups)
+    return _fake(input, (input.shape[0], indptr.shape[0] - 1, *size), native)
 
 
 def _fake_input_grad(
-    grad_output: Tensor, weight: Tensor, indptr: Tensor, indices: Tensor, input_shape: Sequence[int], *_: Any
+    grad_output: Tensor,
+    weight: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    input_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
 ) -> Tensor:
-    return grad_output.new_empty(tuple(input_shape))
+    kernel = weight.shape[1:]
+    native = cpu.takes("input_grad", grad_output, weight, input_shape, kernel, indptr, indices, stride, groups)
+    return _fake(grad_output, input_shape, native)
 
 
 def _fake_weight_grad(
     grad_output: Tensor, input: Tensor, indptr: Tensor, indices: Tensor, kernel_size: Sequence[int], *_: Any
 ) -> Tensor:
     return grad_output.new_empty(indices.shape[0], *kernel_size)
+
+
+def _fake(images: Tensor, shape: Sequence[int], native: bool) -> Tensor:
+    """Native kernels return contiguous planes, the dense backend what it is given."""
+    format = torch.contiguous_format if native else dense.layout(images)
+    return torch.empty(tuple(shape), dtype=images.dtype, device=images.device, memory_format=format)
 
 
 torch.library.register_fake("gossamer::sparse_conv2d", _fake_forward, lib=_library)

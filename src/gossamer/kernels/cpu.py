@@ -22,6 +22,7 @@ from torch import Tensor
 from gossamer.kernels import dense
 
 __all__ = [
+    "asked_path",
     "choose_path",
     "info",
     "kernel_name",
@@ -29,6 +30,7 @@ __all__ = [
     "sparse_conv2d",
     "sparse_conv2d_input_grad",
     "sparse_conv2d_weight_grad",
+    "takes",
     "use_path",
 ]
 
@@ -125,6 +127,11 @@ def use_path(path: str) -> Iterator[None]:
         _path = before
 
 
+def asked_path() -> str:
+    """What `use_path` or GOSSAMER_PATH asks for: "native", "dense" or "auto"."""
+    return _path
+
+
 def choose_path(
     operation: str,
     input_shape: Sequence[int],
@@ -137,20 +144,23 @@ def choose_path(
     """("native" | "dense", why) for one float32 call of `operation`: "forward", "input_grad" or "weight_grad"."""
     if _path != "auto":
         return _path, "asked for"
-    density = connections * groups / (input_shape[1] * out_channels)
-    if kernel_size[0] == kernel_size[1] == 1:
-        positions = input_shape[0] * (input_shape[2] // stride[0]) * (input_shape[3] // stride[1])
-        kind = "1x1" if positions >= FEW_POSITIONS else "1x1 on few positions"
-    elif max(stride) > 1 or min(kernel_size) == 1 or kernel_size[0] >= input_shape[2]:
-        kind = "strided, one-dimensional or as large as the map"
-    else:
-        kind = "other"
-    limit = LIMITS[kind][operation]
     if input_shape[1] == 1:
         return "native", "one input channel"
-    if density >= limit:
-        return "dense", f"density {density:.3f} >= {limit}"
-    return "native", f"density {density:.3f} < {limit}"
+    density = float(connections * groups / (input_shape[1] * out_channels))
+    limit = LIMITS[_kind(input_shape, kernel_size, stride)][operation]
+    if density < limit:
+        return "native", f"density {density:.3f} < {limit}"
+    return "dense", f"density {density:.3f} >= {limit}"
+
+
+def _kind(input_shape: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int]) -> str:
+    """The row of LIMITS."""
+    if kernel_size[0] == kernel_size[1] == 1:
+        positions = input_shape[0] * (input_shape[2] // stride[0]) * (input_shape[3] // stride[1])
+        return "1x1" if positions >= FEW_POSITIONS else "1x1 on few positions"
+    if max(stride) > 1 or min(kernel_size) == 1 or kernel_size[0] >= input_shape[2]:
+        return "strided, one-dimensional or as large as the map"
+    return "other"
 
 
 def kernel_name(
@@ -190,7 +200,7 @@ def _conv(
     )
 
 
-def _elsewhere(
+def takes(
     operation: str,
     first: Tensor,
     second: Tensor,
@@ -201,11 +211,11 @@ def _elsewhere(
     stride: Sequence[int],
     groups: int,
 ) -> bool:
-    """Whether this call is for the dense backend."""
-    if first.dtype != torch.float32 or second.dtype != torch.float32:
-        return True
-    path, _ = choose_path(operation, input_shape, kernel_size, indices.numel(), indptr.numel() - 1, stride, groups)
-    return path == "dense"
+    """Whether the native kernels compute this call of `operation`; the dense backend does otherwise."""
+    if first.device.type != "cpu" or first.dtype != torch.float32 or second.dtype != torch.float32:
+        return False
+    path, _ = choose_path(operation, input_shape, kernel_size, indices.shape[0], indptr.shape[0] - 1, stride, groups)
+    return path == "native"
 
 
 def _output_size(conv: _Conv) -> tuple[int, int]:
@@ -225,7 +235,7 @@ def sparse_conv2d(
     groups: int = 1,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d`, in native code for float32."""
-    if _elsewhere("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, stride, groups):
+    if not takes("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, stride, groups):
         return dense.sparse_conv2d(input, weight, indptr, indices, stride, padding, dilation, groups)
     input, weight, indptr, indices = input.contiguous(), weight.contiguous(), indptr.contiguous(), indices.contiguous()
     conv = _conv(input.shape, weight.shape[1:], indptr, indices, stride, padding, dilation)
@@ -249,7 +259,7 @@ def sparse_conv2d_input_grad(
     groups: int = 1,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d_input_grad`, in native code for float32."""
-    if _elsewhere("input_grad", grad_output, weight, input_shape, weight.shape[1:], indptr, indices, stride, groups):
+    if not takes("input_grad", grad_output, weight, input_shape, weight.shape[1:], indptr, indices, stride, groups):
         return dense.sparse_conv2d_input_grad(
             grad_output, weight, indptr, indices, input_shape, stride, padding, dilation, groups
         )
@@ -276,7 +286,7 @@ def sparse_conv2d_weight_grad(
     groups: int = 1,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d_weight_grad`, in native code for float32."""
-    if _elsewhere("weight_grad", grad_output, input, input.shape, kernel_size, indptr, indices, stride, groups):
+    if not takes("weight_grad", grad_output, input, input.shape, kernel_size, indptr, indices, stride, groups):
         return dense.sparse_conv2d_weight_grad(
             grad_output, input, indptr, indices, kernel_size, stride, padding, dilation, groups
         )

@@ -24,8 +24,10 @@ def sparse_conv2d(
     groups: int = 1,
 ) -> Tensor:
     """input [n, c, h, w], weight [e, kh, kw] -> [n, o, oh, ow]."""
-    full = scatter(weight, indptr, indices, input.shape[1], groups)
-    return torch.ops.aten.convolution(input, full, None, stride, padding, dilation, False, [0, 0], groups)
+    format = layout(input)
+    full = scatter(weight, indptr, indices, input.shape[1], groups).contiguous(memory_format=format)
+    out = torch.ops.aten.convolution(input, full, None, stride, padding, dilation, False, [0, 0], groups)
+    return out.contiguous(memory_format=format)
 
 
 def sparse_conv2d_input_grad(
@@ -40,9 +42,11 @@ def sparse_conv2d_input_grad(
     groups: int = 1,
 ) -> Tensor:
     """grad_output [n, o, oh, ow], weight [e, kh, kw] -> [n, c, h, w]."""
-    full = scatter(weight, indptr, indices, input_shape[1], groups)
+    format = layout(grad_output)
+    full = scatter(weight, indptr, indices, input_shape[1], groups).contiguous(memory_format=format)
     input = grad_output.new_empty(1).expand(tuple(input_shape))
-    return _backward(grad_output, input, full, stride, padding, dilation, groups, (True, False, False))[0]
+    grad = _backward(grad_output, input, full, stride, padding, dilation, groups, (True, False, False))[0]
+    return grad.contiguous(memory_format=format)
 
 
 def sparse_conv2d_weight_grad(
@@ -74,6 +78,13 @@ def scatter(weight: Tensor, indptr: Tensor, indices: Tensor, in_channels: int, g
         full = weight.new_zeros(outputs * width, *weight.shape[1:])
         full.index_copy_(0, positions(indptr, indices, in_channels, groups), weight)
     return full.view(outputs, width, *weight.shape[1:])
+
+
+def layout(images: Tensor) -> torch.memory_format:
+    """The memory format of what is computed from `images`: channels-last where they are."""
+    if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def positions(indptr: Tensor, indices: Tensor, in_channels: int, groups: int = 1) -> Tensor:

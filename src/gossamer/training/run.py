@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gossamer import data
+from gossamer import data, kernels
 from gossamer._rng import derive
 from gossamer.data.split import steps_per_epoch
 from gossamer.training import build, checkpoint
@@ -86,8 +86,10 @@ class Run:
 
     def _arrange(self) -> None:
         """Lay the model out for its density, and wrap it anew, since its parameters may have changed their sizes."""
-        # oneDNN's dense convolutions are faster channels-last; sparse ones read whole channel planes.
-        self.layout = torch.channels_last if build.density(self.model) == 1 else torch.contiguous_format
+        # Dense convolutions are faster channels-last; the native sparse ones read whole channel planes.
+        native = self.team.device.type == "cpu" and kernels.cpu.asked_path() != "dense"
+        sparse = native and build.density(self.model) < 1
+        self.layout = torch.contiguous_format if sparse else torch.channels_last
         self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.parallel = self.team.wrap(self.model)
 
