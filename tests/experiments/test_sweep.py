@@ -187,12 +187,18 @@ def _untimed(runs: Sequence[Run], folder: Path) -> Iterator[Row]:
     return workers.each(runs, folder, 1, partial(train_run, progress=False, timed=False))
 
 
+def _heed_interrupts() -> None:
+    """Tests that run in the background of a shell inherit that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     options = ["--epochs", "3", "--densities", "0.1,1", "--threads", "1", "--out", str(out)]
     command = [sys.executable, "-m", "gossamer", "sweep", "mnist", "--data", "digits", *options]
     lines = out / results.FILE
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=_heed_interrupts, **pipes) as process:
         limit = time.monotonic() + 90
         while not lines.exists() and time.monotonic() < limit:
             time.sleep(0.05)
