@@ -4,12 +4,12 @@
 // any part of the STL) may be linked from the newest build into all of them. So: no STL, no headers with inline
 // functions, everything in the anonymous namespace but the one table at the end. A test looks with nm.
 //
-// README.md beside this file says how the kernels work; the short form:
+// docs/kernels.md says how the kernels work; the short form:
 //  - forward and input gradient are both a Gather: destination plane o = sum over its connections and taps of a weight
 //    times a shifted source plane. The input gradient gathers with transposed connections, once per stride phase.
 //  - source planes are first copied into a zero-padded Layout in which every tap is one constant offset.
-//  - three layouts: rows (vectors along the width), flat (rows run on, for widths that fill vectors badly), batch
-//    (images in the lanes, for small maps).
+//  - four shapes (gather.h, points.h): rows (vectors along the width), flat (rows run on, for widths that fill vectors
+//    badly), batch (images in the lanes, for small maps), points (one tap).
 #include "gather.h"
 #include "points.h"
 #include "weight_grad.h"

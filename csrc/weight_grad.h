@@ -362,7 +362,7 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
         w.out_planes = w.in_planes + w.images * c.in_channels * w.in.plane + kSlack;
         floats = w.images * ((w.in_place ? 0 : c.in_channels * w.in.plane) + (w.out_in_place ? 0 : c.out_channels * w.out.plane)) + 2 * kSlack;
     }
-    if (!w.out_in_place) fill_zero(w.out_planes - kSlack, kSlack);
+    if (!w.in_place) fill_zero(w.out_planes - kSlack, kSlack);  // read past the input's last row, times zero
     parallel(threads, weight_grad_thread, &w);
     return GOSSAMER_OK;
 }

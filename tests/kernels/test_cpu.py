@@ -354,3 +354,12 @@ def test_a_c_program_uses_the_library(tmp_path: Path) -> None:
     run = subprocess.run([tmp_path / "edge"], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[0].startswith(f"gossamer {cpu.info()['version']}, ")
     assert run.stdout.splitlines()[3] == "1 2 2 2 2 0"
+
+
+@pytest.mark.parametrize("geometry", [([1, 1], [1, 1], [1, 1]), ([2, 2], [1, 1], [1, 1])], ids=["stride 1", "stride 2"])
+def test_what_scratch_memory_held_before_does_not_matter(geometry: tuple) -> None:
+    many, few = pattern(64, 64, 0.3, 0), pattern(3, 5, 0.7, 1)
+    poison, poisoned = torch.full((2, 64, 40, 40), float("nan")), torch.randn(many[1].numel(), 3, 3)
+    for size in (13, 20, 29):
+        three(cpu, poison, poisoned, poison, many, ([1, 1], [1, 1], [1, 1]))
+        agrees(torch.randn(2, 3, size, size), torch.randn(few[1].numel(), 3, 3), few, geometry)
