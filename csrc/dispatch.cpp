@@ -12,10 +12,11 @@ struct Isa {
     const char* name;
     const Kernels* kernels;
     const PoolKernels* pool;
+    const NormKernels* norm;
 };
 
 struct Choice {
-    Isa chosen = {nullptr, nullptr, nullptr};
+    Isa chosen = {};
     char list[64] = "";
 
     Choice() {
@@ -25,7 +26,8 @@ struct Choice {
     if (supported) {                                                                        \
         if (*list) strcat(list, " ");                                                       \
         strcat(list, #isa);                                                                 \
-        if (any || strcmp(wanted, #isa) == 0) chosen = {#isa, &kernels_##isa, &pool_##isa}; \
+        if (any || strcmp(wanted, #isa) == 0)                                               \
+            chosen = {#isa, &kernels_##isa, &pool_##isa, &norm_##isa};                      \
     }
 #include "isa.inc"
 #undef GOSSAMER_ISA
@@ -66,6 +68,12 @@ int check(const gossamer_pool* p) {
     if (p->padding < 0 || p->padding > p->kernel / 2) return GOSSAMER_BAD_SHAPE;
     if (out_size(p->height < p->width ? p->height : p->width, p->kernel, p->stride, p->padding, 1) < 1) return GOSSAMER_BAD_SHAPE;
     return choice().chosen.pool ? GOSSAMER_OK : GOSSAMER_UNKNOWN_ISA;
+}
+
+int check(const gossamer_norm* n) {
+    if (!n) return GOSSAMER_NULL_POINTER;
+    if (n->batch < 0 || n->channels < 0 || n->area < 0) return GOSSAMER_BAD_SHAPE;
+    return choice().chosen.norm ? GOSSAMER_OK : GOSSAMER_UNKNOWN_ISA;
 }
 
 int64_t weights(const gossamer_conv* c) { return c->indptr[c->out_channels] * c->kernel_h * c->kernel_w; }
@@ -126,6 +134,26 @@ int gossamer_max_pool_grad(const gossamer_pool* p, const float* grad_output, con
     if (status || p->planes == 0) return status;
     if (!grad_output || !index || !grad_input) return GOSSAMER_NULL_POINTER;
     return choice().chosen.pool->max_pool_grad(*p, grad_output, index, grad_input, threads);
+}
+
+int gossamer_batch_norm(const gossamer_norm* n, const float* input, const float* scale, const float* shift, float epsilon,
+                        int given, float* mean, float* variance, float* output, int threads) {
+    const int status = check(n);
+    if (status || n->batch * n->channels * n->area == 0) return status;
+    if (!input || !mean || !variance || !output) return GOSSAMER_NULL_POINTER;
+    choice().chosen.norm->batch_norm(*n, input, scale, shift, epsilon, given != 0, mean, variance, output, threads);
+    return GOSSAMER_OK;
+}
+
+int gossamer_batch_norm_grad(const gossamer_norm* n, const float* grad_output, const float* input, const float* scale,
+                             const float* mean, const float* variance, float epsilon, float* grad_input, float* grad_scale,
+                             float* grad_shift, int threads) {
+    const int status = check(n);
+    if (status || n->batch * n->channels * n->area == 0) return status;
+    if (!grad_output || !input || !mean || !variance || !grad_input || !grad_scale || !grad_shift) return GOSSAMER_NULL_POINTER;
+    choice().chosen.norm->batch_norm_grad(*n, grad_output, input, scale, mean, variance, epsilon, grad_input, grad_scale,
+                                          grad_shift, threads);
+    return GOSSAMER_OK;
 }
 
 const char* gossamer_kernel_name(const gossamer_conv* c, char pass) {

@@ -1,4 +1,4 @@
-// What each build of sparse_conv.cpp and pool.cpp offers to dispatch.cpp. Arguments are checked before they get here.
+// What each build of sparse_conv.cpp, pool.cpp and norm.cpp offers to dispatch.cpp. Arguments are checked before they get here.
 #pragma once
 
 #include "gossamer.h"
@@ -18,6 +18,14 @@ struct PoolKernels {
     int (*max_pool_grad)(const gossamer_pool&, const float* grad_output, const uint8_t* index, float* grad_input, int threads);
 };
 
+struct NormKernels {
+    void (*batch_norm)(const gossamer_norm&, const float* input, const float* scale, const float* shift, float epsilon,
+                       bool given, float* mean, float* variance, float* output, int threads);
+    void (*batch_norm_grad)(const gossamer_norm&, const float* grad_output, const float* input, const float* scale,
+                            const float* mean, const float* variance, float epsilon, float* grad_input, float* grad_scale,
+                            float* grad_shift, int threads);
+};
+
 static inline int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
     const int64_t room = in + 2 * pad - dilation * (kernel - 1) - 1;
     return room < 0 ? 0 : room / stride + 1;
@@ -25,7 +33,8 @@ static inline int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64
 
 #define GOSSAMER_ISA(name, supported)          \
     extern const Kernels kernels_##name;     \
-    extern const PoolKernels pool_##name;
+    extern const PoolKernels pool_##name;    \
+    extern const NormKernels norm_##name;
 #include "isa.inc"
 #undef GOSSAMER_ISA
 

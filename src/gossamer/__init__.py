@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gossamer.growth import densify, rewire
     from gossamer.layers import SparseConv2d
     from gossamer.paths import dead_channels, repair
-    from gossamer.pooling import MaxPool2d
+    from gossamer.planes import AvgPool2d, BatchNorm2d, MaxPool2d
     from gossamer.storage import load, save
     from gossamer.surgery import sparsify, thin
     from gossamer.training.growth import Growth
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AvgPool2d": "planes",
+    "BatchNorm2d": "planes",
     "ChannelGraph": "channels",
     "Connectivity": "connectivity",
     "Cost": "accounting",
     "Growth": "training.growth",
-    "MaxPool2d": "pooling",
+    "MaxPool2d": "planes",
     "SparseConv2d": "layers",
     "count": "accounting",
     "dead_channels": "paths",
@@ -43,6 +45,8 @@ _HOME = {
 _MODULES = ("models", "symmetry")
 
 __all__ = [
+    "AvgPool2d",
+    "BatchNorm2d",
     "ChannelGraph",
     "Connectivity",
     "Cost",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gossamer.connectivity import PATTERNS, Connectivity
 from gossamer.layers import SparseConv2d
-from gossamer.pooling import exchange_pools
+from gossamer.planes import exchange_layers
 
 _FORMAT = "gossamer"  # the one key of the metadata: safetensors writes several in any order
 _VERSION = 1
@@ -64,8 +64,8 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """Restore a saved model exactly into a freshly built one of the same architecture, in place; returns it.
 
     A sparse layer takes over the stored pattern, whatever it had; a dense `nn.Conv2d` where the file has a sparse layer
-    becomes sparse, and plain `nn.MaxPool2d` then become `MaxPool2d`. Raises ValueError for a file that is truncated,
-    foreign, or of another model, and leaves the model as it was.
+    becomes sparse, and plain pooling and batch normalisation then become Gossamer's. Raises ValueError for a file that
+    is truncated, foreign, or of another model, and leaves the model as it was.
     """
     state, patterns = read(path)
     replacements = {name: _prepared(model, name, c, path) for name, c in patterns.items()}
@@ -83,7 +83,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         if name:
             model.set_submodule(name, layer)
     if replacements:
-        exchange_pools(model)
+        exchange_layers(model)
     target = replacements.get("", model)
     target.load_state_dict(state)
     return target

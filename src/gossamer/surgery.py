@@ -14,7 +14,7 @@ from torch import nn
 from gossamer._rng import derive
 from gossamer.connectivity import Connectivity, check_density
 from gossamer.layers import SparseConv2d
-from gossamer.pooling import exchange_pools
+from gossamer.planes import exchange_layers
 from gossamer.thinning import thin
 
 __all__ = ["Sparsified", "sparsify", "thin"]
@@ -53,8 +53,8 @@ def sparsify(
 
     Returns a copy (the model itself with `inplace`) whose `nn.Conv2d` are `SparseConv2d`; depthwise convolutions, linear
     layers and what `exclude` names (by name, regular expression or type) stay whole. No channel dies (section 5.1), which
-    costs connections at the lowest densities: `result.sparsified` says how many. Plain `nn.MaxPool2d` become `MaxPool2d`,
-    which computes the same, faster.
+    costs connections at the lowest densities: `result.sparsified` says how many. Plain `nn.MaxPool2d`, `nn.AvgPool2d` and
+    `nn.BatchNorm2d` become Gossamer's, which compute the same, faster.
 
     `allocation` spreads the density over the layers: `uniform` gives each the same; `erdos-renyi` gives layers with few
     channels more, at the same total; a mapping from regular expression to density names layers, the rest get `density`.
@@ -84,7 +84,7 @@ def sparsify(
         model = made[layers[""]]
     else:
         _replace(model, made)
-        exchange_pools(model)
+        exchange_layers(model)
     patterns = {name: made[conv].connectivity for name, conv in layers.items()}
     model.sparsified = Sparsified(  # type: ignore[assignment]
         float(density),

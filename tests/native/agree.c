@@ -87,6 +87,39 @@ static int check_pool(gossamer_pool p, int threads) {
     return wrong ? -1 : 1;
 }
 
+/* Batch normalisation against its formula, and its gradient against the one written with the output's own values. */
+static int check_norm(gossamer_norm n, int threads) {
+    const int64_t all = n.batch * n.channels * n.area, per = n.batch * n.area;
+    float *x = numbers(all, 1), *g = numbers(all, 1), *y = numbers(all, 1), *gx = numbers(all, 1);
+    float *y0 = numbers(all, 0), *gx0 = numbers(all, 0), *scale = numbers(n.channels, 1), *shift = numbers(n.channels, 1);
+    float *mean = numbers(n.channels, 1), *variance = numbers(n.channels, 1);
+    float *gw = numbers(n.channels, 1), *gb = numbers(n.channels, 1), *gw0 = numbers(n.channels, 0), *gb0 = numbers(n.channels, 0);
+    for (int64_t c = 0; c < n.channels; c++) {
+        double sum = 0, squares = 0, for_scale = 0, for_shift = 0;
+#define EACH(body)                                     \
+    for (int64_t i = 0; i < n.batch; i++)              \
+        for (int64_t p = 0; p < n.area; p++) {         \
+            const int64_t at = (i * n.channels + c) * n.area + p; \
+            body;                                      \
+        }
+        EACH(sum += x[at])
+        EACH(squares += (x[at] - sum / per) * (x[at] - sum / per))
+        const double r = 1 / sqrt(squares / per + 1e-3);
+        EACH(y0[at] = (float)((x[at] - sum / per) * r * scale[c] + shift[c]))
+        EACH(for_shift += g[at]; for_scale += g[at] * (x[at] - sum / per) * r)
+        EACH(gx0[at] = (float)(scale[c] * r * (g[at] - for_shift / per - (x[at] - sum / per) * r * for_scale / per)))
+        gw0[c] = (float)for_scale, gb0[c] = (float)for_shift;
+    }
+    const int failed = gossamer_batch_norm(&n, x, scale, shift, 1e-3f, 0, mean, variance, y, threads) ||
+                       gossamer_batch_norm_grad(&n, g, x, scale, mean, variance, 1e-3f, gx, gw, gb, threads);
+    const int wrong = failed || differ("batch normalisation", y, y0, all, 1e-3) || differ("its gradient", gx, gx0, all, 1e-2) ||
+                      differ("gradient of the scale", gw, gw0, n.channels, 1e-2) ||
+                      differ("gradient of the shift", gb, gb0, n.channels, 1e-2);
+    float* every[] = {x, g, y, gx, y0, gx0, scale, shift, mean, variance, gw, gb, gw0, gb0};
+    for (int i = 0; i < 14; i++) free(every[i]);
+    return wrong ? -1 : 1;
+}
+
 int main(void) {
     static const int64_t kernels[][2] = {{1, 1}, {3, 3}, {5, 5}, {1, 7}, {7, 1}, {2, 3}, {7, 7}, {4, 4}};
     static const int64_t batches[] = {1, 2, 5, 17};
@@ -125,6 +158,14 @@ int main(void) {
             return 1;
         }
         problems += result;
+    }
+    for (int round = 0; round < 100; round++) {
+        const gossamer_norm n = {1 + rand() % 9, 1 + rand() % 9, 2 + (round % 5 ? rand() % 80 : rand() % 6000)};
+        if (check_norm(n, 1 + round % 3) < 0) {
+            printf("batch normalisation in round %d\n", round);
+            return 1;
+        }
+        problems++;
     }
     printf("%s: %d problems agree\n", gossamer_isa() ? gossamer_isa() : "unknown instruction set", problems);
     return problems > 100 ? 0 : 1;

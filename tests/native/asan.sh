@@ -8,7 +8,7 @@ san='-g -fopenmp -fsanitize=address,undefined -fno-sanitize-recover=all'
 build() {
     name=$1
     shift
-    for source in sparse_conv pool; do
+    for source in sparse_conv pool norm; do
         g++ -std=gnu++17 -O1 -w $san "$@" -fno-exceptions "-DGOSSAMER_BUILD=$name" -c csrc/$source.cpp -o "$out/$source.$name.o"
     done
 }

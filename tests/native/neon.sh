@@ -6,7 +6,7 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 cxx=aarch64-linux-gnu-g++
 version='-DGOSSAMER_VERSION="neon"'
-for source in sparse_conv pool; do
+for source in sparse_conv pool norm; do
     $cxx -std=gnu++17 -O2 -w -fopenmp -fno-exceptions -DGOSSAMER_BUILD=base -c csrc/$source.cpp -o "$out/$source.o"
 done
 $cxx -std=gnu++17 -O2 -fopenmp "$version" -c csrc/dispatch.cpp -o "$out/dispatch.o"

@@ -2,8 +2,8 @@
 
 `sparse_conv2d`, its input gradient and its weight gradient close under differentiation: each one's backward is made
 of the other two, so autograd works twice over for every backend. PyTorch's dispatcher chooses the backend: `cpu` (the
-native kernels) for CPU tensors, `dense` for everything else. `reference` is the specification. `pool` has an operator of
-its own, max-pooling.
+native kernels) for CPU tensors, `dense` for everything else. `reference` is the specification. `pool` and `norm` have
+operators of their own.
 
 Letters: input [n, c, h, w], weight [e, kh, kw] (one kernel for each connection), indptr [o + 1] and indices [e] (CSR
 by output channel, int32), output [n, o, oh, ow]. Padding is symmetric and zero. `groups` only tells the dense backend
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from gossamer.kernels import cpu, dense, pool
+from gossamer.kernels import cpu, dense, norm, pool
 from gossamer.kernels.reference import output_size
 
 __all__ = ["sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad"]
@@ -38,6 +38,7 @@ for _name in __all__:
     _library.impl(_name, getattr(dense, _name), "CompositeExplicitAutograd")
 cpu.register(_library)
 pool.register(_library)
+norm.register(_library)
 
 sparse_conv2d = torch.ops.gossamer.sparse_conv2d.default
 sparse_conv2d_input_grad = torch.ops.gossamer.sparse_conv2d_input_grad.default

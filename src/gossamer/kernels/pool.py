@@ -1,4 +1,6 @@
-"""Max-pooling of contiguous NCHW planes on the CPU, which PyTorch computes one element at a time.
+"""Pooling of contiguous NCHW planes on the CPU, which PyTorch computes one element at a time.
+
+Averages are a sparse convolution: each plane by itself, with equal weights.
 
 `gossamer::max_pool2d(input, kernel, stride, padding, with_index)` gives the output and, for its gradient, where in its window
 each winner stood (row * kernel + column, one byte; no elements without `with_index`). Values, ties and not-a-number are
@@ -9,6 +11,7 @@ pass, training holds one byte for each output where PyTorch holds the input and 
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from gossamer.kernels import cpu
 
-__all__ = ["LARGEST", "max_pool2d", "output_size"]
+__all__ = ["LARGEST", "avg_pool2d", "max_pool2d", "output_size"]
 
 LARGEST = 15
 """The largest kernel: a place in its window fits one byte."""
@@ -137,3 +140,19 @@ def max_pool2d(input: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     """Max-pooling of float32 [n, c, h, w] on the CPU, differentiable."""
     with_index = torch.is_grad_enabled() and input.requires_grad
     return torch.ops.gossamer.max_pool2d(input, kernel, stride, padding, with_index)[0]
+
+
+def avg_pool2d(input: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """Average-pooling of float32 [n, c, h, w] on the CPU, padding included in the averages; differentiable."""
+    n, c, h, w = input.shape
+    weight, indptr, indices = _averages(kernel)
+    window = [stride, stride], [padding, padding], [1, 1]
+    output = torch.ops.gossamer.sparse_conv2d(input.view(n * c, 1, h, w), weight, indptr, indices, *window)
+    return output.view(n, c, *output.shape[2:])
+
+
+@functools.cache
+def _averages(kernel: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(weight, indptr, indices) of one connection whose kernel averages."""
+    weight = torch.full((1, kernel, kernel), 1 / kernel**2)
+    return weight, torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0], dtype=torch.int32)

@@ -1,0 +1,152 @@
+"""Batch normalisation of contiguous NCHW planes on the CPU, whose moments PyTorch sums one element at a time.
+
+`gossamer::batch_norm(input, weight, bias, eps)` gives the output and each channel's own mean and variance (divided by the
+count, not by one less); `gossamer::batch_norm_fixed(input, mean, variance, weight, bias, eps)` takes those two as given and
+has no gradient. float32; results are `torch.nn.functional.batch_norm`'s, up to rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.kernels import cpu
+
+__all__ = ["batch_norm", "batch_norm_fixed"]
+
+
+class _Norm(ctypes.Structure):
+    """``gossamer_norm`` of csrc/gossamer.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "channels", "area")]
+
+
+_LIBRARY, _NORM = cpu._library, ctypes.POINTER(_Norm)
+_TENSORS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+_LIBRARY.gossamer_batch_norm.argtypes = [_NORM, *_TENSORS, ctypes.c_float, ctypes.c_int, *_TENSORS, ctypes.c_int]
+_LIBRARY.gossamer_batch_norm_grad.argtypes = [
+    *(_NORM, *_TENSORS, ctypes.c_void_p, ctypes.c_void_p),
+    *(ctypes.c_float, *_TENSORS, ctypes.c_int),
+]
+
+
+def _call(function: Callable[..., int], input: Tensor, *arguments: Any) -> None:
+    norm = _Norm(*input.shape[:2], input.shape[2] * input.shape[3])
+    status = function(norm, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments), torch.get_num_threads())
+    if status:
+        raise RuntimeError(
+            f"gossamer: {_LIBRARY.gossamer_status_text(status).decode()}; the input was {[*input.shape]}"
+        )
+
+
+def _ready(input: Tensor, *vectors: Tensor | None) -> list[Tensor | None]:
+    """All of them contiguous; raises TypeError for other numbers than float32, RuntimeError for other shapes."""
+    if input.dim() != 4 or any(t is not None and t.dtype != torch.float32 for t in (input, *vectors)):
+        kinds = [None if t is None else str(t.dtype) for t in (input, *vectors)]
+        raise TypeError(f"batch_norm needs float32 [n, c, h, w] and float32 [c], got {[*input.shape]} and {kinds}")
+    if any(t is not None and t.shape != input.shape[1:2] for t in vectors):
+        shapes = [None if t is None else [*t.shape] for t in vectors]
+        raise RuntimeError(f"batch_norm of {input.shape[1]} channels needs one number for each, got {shapes}")
+    return [None if t is None else t.contiguous() for t in (input, *vectors)]
+
+
+def _forward(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    x, *affine = _ready(input, weight, bias)
+    output, mean, variance = _fake_forward(input, weight, bias, eps)
+    _call(_LIBRARY.gossamer_batch_norm, input, x, *affine, eps, 0, mean, variance, output)
+    return output, mean, variance
+
+
+def _fixed(
+    input: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    x, mean_, variance_, *affine = _ready(input, mean, variance, weight, bias)
+    output = _fake_fixed(input)
+    _call(_LIBRARY.gossamer_batch_norm, input, x, *affine, eps, 1, mean_, variance_, output)
+    return output
+
+
+def _grad(
+    grad: Tensor, input: Tensor, weight: Tensor | None, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    if grad.shape != input.shape or grad.dtype != torch.float32:
+        raise RuntimeError(
+            f"batch_norm_grad of an input {[*input.shape]} takes a gradient like it, got {grad.dtype} {[*grad.shape]}"
+        )
+    x, *vectors = _ready(input, weight, mean, variance)
+    grads = _fake_grad(grad, input, weight, mean, variance, eps)
+    _call(_LIBRARY.gossamer_batch_norm_grad, input, grad.contiguous(), x, *vectors, eps, *grads)
+    return grads
+
+
+# -- shapes without data -----------------------------------------------------------------------------------------------
+
+
+def _fake_forward(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    channels = input.shape[1]
+    return input.new_empty(input.shape), input.new_empty(channels), input.new_empty(channels)
+
+
+def _fake_fixed(input: Tensor, *_: Any) -> Tensor:
+    return input.new_empty(input.shape)
+
+
+def _fake_grad(grad: Tensor, input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_forward(input)
+
+
+# -- autograd ----------------------------------------------------------------------------------------------------------
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, weight, _, ctx.eps = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(input, weight, *output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> Sequence[Tensor | None]:
+    input, weight, mean, variance = ctx.saved_tensors
+    if torch.is_grad_enabled():  # to be differentiated again, for which PyTorch has the formula
+        deviation = (variance + ctx.eps).rsqrt()
+        wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
+        grads = torch.ops.aten.native_batch_norm_backward(
+            grad, input, weight, None, None, mean, deviation, True, ctx.eps, wanted
+        )
+    else:
+        grads = torch.ops.gossamer.batch_norm_grad(grad, input, weight, mean, variance, ctx.eps)
+    return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None
+
+
+def register(library: torch.library.Library) -> None:
+    """Defines the operators and makes the native kernels their CPU backend."""
+    affine = "Tensor? weight, Tensor? bias, float eps"
+    library.define(f"batch_norm(Tensor input, {affine}) -> (Tensor, Tensor, Tensor)")
+    library.define(f"batch_norm_fixed(Tensor input, Tensor mean, Tensor variance, {affine}) -> Tensor")
+    library.define(
+        "batch_norm_grad(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor variance, float eps) "
+        "-> (Tensor, Tensor, Tensor)"
+    )
+    for name, native, fake in (
+        ("batch_norm", _forward, _fake_forward),
+        ("batch_norm_fixed", _fixed, _fake_fixed),
+        ("batch_norm_grad", _grad, _fake_grad),
+    ):
+        library.impl(name, native, "CPU")
+        torch.library.register_fake(f"gossamer::{name}", fake, lib=library)
+    torch.library.register_autograd("gossamer::batch_norm", _backward, setup_context=_setup, lib=library)
+
+
+def batch_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(output, mean [c], variance [c]) of float32 [n, c, h, w] on the CPU; the output is differentiable."""
+    return torch.ops.gossamer.batch_norm(input, weight, bias, eps)
+
+
+def batch_norm_fixed(
+    input: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Float32 [n, c, h, w] on the CPU, normalised with the given moments [c]; not differentiable."""
+    return torch.ops.gossamer.batch_norm_fixed(input, mean, variance, weight, bias, eps)

@@ -1,0 +1,127 @@
+"""Layers beside the sparse convolutions that PyTorch is slow at on contiguous NCHW planes: with native kernels on the CPU.
+
+PyTorch's fast pooling and batch normalisation want channels-last, and sparse convolutions work on planes. Each class here
+is PyTorch's of the same name, with the same arguments, parameters, buffers and results. float32 planes on the CPU go to
+Gossamer's operators; everything else, `torch.compile` and export included, to PyTorch's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.kernels import cpu, norm, pool
+
+__all__ = ["AvgPool2d", "BatchNorm2d", "MaxPool2d", "exchange_layers"]
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """`nn.MaxPool2d`; native are square windows up to 15 x 15 without dilation, `ceil_mode` or `return_indices`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        plain = not (self.ceil_mode or self.return_indices) and _one(self.dilation) == 1
+        window = _window(self, input) if plain else None
+        return super().forward(input) if window is None else pool.max_pool2d(input, *window)
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """`nn.AvgPool2d` up to rounding; native are square windows up to 15 x 15 whose averages include their padding."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        plain = not self.ceil_mode and self.divisor_override is None and (self.count_include_pad or not self.padding)
+        window = _window(self, input) if plain and cpu.asked_path() != "dense" else None
+        return super().forward(input) if window is None else pool.avg_pool2d(input, *window)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` up to rounding; native are training, and evaluation where no gradient is wanted."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        affine = (self.weight, self.bias)
+        if not _are_planes(input) or not all(_is_vector(v) for v in (*affine, self.running_mean, self.running_var)):
+            return super().forward(input)
+        if self.training and input.numel() > input.shape[1]:  # PyTorch has an error message for one value a channel
+            output, mean, variance = norm.batch_norm(input, *affine, self.eps)
+            self._remember(mean, variance, input.numel() // input.shape[1])
+            return output
+        wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *affine))
+        if self.training or wanted or self.running_mean is None or self.running_var is None:
+            return super().forward(input)
+        return norm.batch_norm_fixed(input, self.running_mean, self.running_var, *affine, self.eps)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """What `nn.BatchNorm2d` keeps of a batch, for evaluation."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * (count / (count - 1)), share)
+
+
+def exchange_layers(model: nn.Module) -> None:
+    """Put the classes of this module in the places of PyTorch's inside `model`; subclasses stay what they are.
+
+    The new layers share parameters, buffers and hooks with the old ones.
+    """
+    made: dict[nn.Module, nn.Module] = {}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and type(child) in _EXCHANGED:
+                parent._modules[name] = made.setdefault(child, _like(child))
+
+
+_EXCHANGED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.MaxPool2d: MaxPool2d,
+    nn.AvgPool2d: AvgPool2d,
+    nn.BatchNorm2d: BatchNorm2d,
+}
+
+
+def _like(layer: nn.Module) -> nn.Module:
+    kind = _EXCHANGED[type(layer)]
+    made = kind.__new__(kind)
+    made.__dict__.update(layer.__dict__)
+    return made
+
+
+# -- who computes this call --------------------------------------------------------------------------------------------
+
+
+def _window(layer: nn.MaxPool2d | nn.AvgPool2d, input: Tensor) -> tuple[int, int, int] | None:
+    """(kernel, stride, padding) where a native operator can pool `input`."""
+    if not _are_planes(input):
+        return None
+    kernel, stride, padding = (_one(value) for value in (layer.kernel_size, layer.stride, layer.padding))
+    if kernel is None or stride is None or padding is None:
+        return None
+    if not 1 <= kernel <= pool.LARGEST or stride < 1 or not 0 <= padding <= kernel // 2:
+        return None  # what PyTorch has an error message for, among others
+    return (kernel, stride, padding) if min(pool.output_size(input.shape, kernel, stride, padding)) > 0 else None
+
+
+def _are_planes(input: Tensor) -> bool:
+    """Contiguous float32 [n, c, h, w] on the CPU, with something in it, computed now and by no one else."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if torch.compiler.is_compiling() or tracing or not _is_plain(input) or input.device.type != "cpu":
+        return False
+    return input.dtype == torch.float32 and input.dim() == 4 and input.is_contiguous() and 0 not in input.shape
+
+
+def _is_vector(vector: Tensor | None) -> bool:
+    """A layer's parameter or buffer that the native operators can take, or none."""
+    return vector is None or (_is_plain(vector) and vector.device.type == "cpu" and vector.dtype == torch.float32)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Not a subclass, nor inside a transformation of torch.func, nor with a forward-mode derivative."""
+    if type(tensor) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False
+    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is None
+
+
+def _one(size: int | tuple[int, ...]) -> int | None:
+    """The size in both directions, where it is one."""
+    sizes = {size} if isinstance(size, int) else set(size)
+    return sizes.pop() if len(sizes) == 1 else None

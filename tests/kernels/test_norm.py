@@ -1,0 +1,219 @@
+"""Native batch normalisation against PyTorch's in float64: values, moments and gradients, up to float32's rounding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from gossamer.kernels import cpu, norm
+from guarded import Guarded
+
+ROOT = Path(__file__).parents[2]
+EPS = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_they_were() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def agrees(x: Tensor, weight: Tensor | None, bias: Tensor | None, tolerance: float = 1e-5) -> None:
+    """Output, moments and all gradients, within `tolerance` of the largest number of each in float64."""
+    names = [t for t in (x, weight, bias) if t is not None]
+    ours = [t.clone().requires_grad_() for t in names]
+    theirs = [t.double().requires_grad_() for t in names]
+    rest = iter(ours[1:])
+    y, mean, variance = norm.batch_norm(
+        ours[0], None if weight is None else next(rest), None if bias is None else next(rest), EPS
+    )
+    rest = iter(theirs[1:])
+    expected = F.batch_norm(
+        *(theirs[0], None, None),
+        *(None if weight is None else next(rest), None if bias is None else next(rest)),
+        True,
+        eps=EPS,
+    )
+    grad = torch.randn_like(y)
+    close(y, expected, tolerance)
+    close(mean, x.double().mean((0, 2, 3)), 1e-6)
+    close(variance, x.double().var((0, 2, 3), unbiased=False), tolerance)
+    for a, b in zip(
+        torch.autograd.grad(y, ours, grad), torch.autograd.grad(expected, theirs, grad.double()), strict=True
+    ):
+        close(a, b, tolerance * 10)
+
+
+def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    scale = max(1.0, float(theirs.detach().abs().max()))
+    torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=tolerance * scale)
+
+
+@settings(max_examples=int(os.environ.get("GOSSAMER_EXAMPLES", "150")), deadline=None)
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 12), st.sampled_from([1, 2, 7, 16, 33]), st.integers(2, 40)),
+    st.tuples(st.booleans(), st.booleans()),
+    st.sampled_from([0.0, 1.0, -30.0]),
+    st.integers(1, 4),
+    st.integers(0, 99),
+)
+def test_any_shape_agrees_with_pytorch(
+    shape: tuple[int, ...], affine: tuple[bool, bool], middle: float, threads: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    weight, bias = (torch.randn(shape[1]) if there else None for there in affine)
+    agrees(torch.randn(shape) + middle, weight, bias)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 100, 131), (700, 3, 2, 3), (1, 1, 1, 20_000), (64, 64, 32, 32)], ids=str)
+def test_channels_of_several_pieces_agree_with_pytorch(shape: tuple[int, ...]) -> None:
+    """The last result is large enough to be stored past the caches."""
+    agrees(torch.randn(shape), torch.rand(shape[1]), torch.randn(shape[1]))
+
+
+def test_a_mean_far_from_zero_costs_no_variance() -> None:
+    """Sums of squares would lose all of it: 1000 squared is a million times the variance."""
+    x = torch.randn(8, 3, 40, 40) + 1000
+    _, mean, variance = norm.batch_norm(x, None, None, EPS)
+    torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=1e-7, atol=0)
+    torch.testing.assert_close(variance.double(), x.double().var((0, 2, 3), unbiased=False), rtol=1e-5, atol=0)
+
+
+def test_images_that_differ_only_from_each_other_have_their_variance() -> None:
+    x = torch.arange(6.0)[:, None, None, None].expand(6, 2, 70, 70).contiguous()
+    _, mean, variance = norm.batch_norm(x, None, None, EPS)
+    assert mean.tolist() == [2.5, 2.5]
+    torch.testing.assert_close(variance, torch.full((2,), 35 / 12))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_spoils_its_own_channel_alone(value: float) -> None:
+    x = torch.randn(2, 3, 9, 9)
+    x[1, 1, 4, 4] = value
+    y, _, variance = norm.batch_norm(x, None, None, EPS)
+    assert variance.isnan().tolist() == [False, True, False]
+    assert y[:, 1].isnan().all()
+    assert not y[:, ::2].isnan().any()
+
+
+@pytest.mark.parametrize("isa", sorted(set(cpu.info()["isa_available"].split()) - {cpu.info()["isa"]}))
+def test_lesser_instruction_sets_pass_the_same_tests(isa: str) -> None:
+    pick = ["-k", "with_pytorch or outside_the_tensors", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *pick, __file__],
+        cwd=ROOT,
+        env={**os.environ, "GOSSAMER_ISA": isa, "GOSSAMER_EXAMPLES": "40"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    x, weight = torch.randn(3, 7, 40, 33).requires_grad_(), torch.rand(7)
+    results = []
+    for threads in (1, 2, 3, 30):
+        torch.set_num_threads(threads)
+        y, mean, variance = norm.batch_norm(x, weight, None, EPS)
+        results.append((y, mean, variance, torch.autograd.grad(y.square().sum(), x)[0]))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_given_moments_are_used_and_kept(affine: bool) -> None:
+    x, mean, variance = torch.randn(2, 5, 13, 9), torch.randn(5), torch.rand(5)
+    weight, bias = (torch.randn(5), torch.randn(5)) if affine else (None, None)
+    kept = mean.clone(), variance.clone()
+    y = norm.batch_norm_fixed(x, mean, variance, weight, bias, EPS)
+    torch.testing.assert_close(y, F.batch_norm(x, mean, variance, weight, bias, eps=EPS))
+    assert torch.equal(mean, kept[0])
+    assert torch.equal(variance, kept[1])
+
+
+def test_no_images() -> None:
+    x = torch.zeros(0, 3, 8, 8)
+    assert norm.batch_norm_fixed(x, torch.zeros(3), torch.ones(3), None, None, EPS).shape == x.shape
+
+
+def test_other_layouts_are_converted() -> None:
+    x, grad = torch.randn(2, 8, 9, 9).requires_grad_(), torch.randn(2, 8, 9, 9)
+    y = norm.batch_norm(x, None, None, EPS)[0]
+    expected = y, *torch.autograd.grad(y, x, grad)
+    last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = norm.batch_norm(last, None, None, EPS)[0]
+    found = y, *torch.autograd.grad(y, last, grad.contiguous(memory_format=torch.channels_last))
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_opcheck() -> None:
+    x, weight, bias = (torch.randn(s).requires_grad_() for s in ((2, 3, 9, 11), 3, 3))
+    mean, variance = torch.randn(3), torch.rand(3)
+    torch.library.opcheck(torch.ops.gossamer.batch_norm.default, (x, weight, bias, EPS))
+    torch.library.opcheck(torch.ops.gossamer.batch_norm.default, (x, None, None, EPS))
+    plain = x.detach()
+    torch.library.opcheck(torch.ops.gossamer.batch_norm_fixed.default, (plain, mean, variance, None, None, EPS))
+    torch.library.opcheck(torch.ops.gossamer.batch_norm_grad.default, (plain, plain, None, mean, variance, EPS))
+
+
+def test_the_second_gradient_is_pytorchs() -> None:
+    values = [torch.randn(2, 3, 5, 4), torch.randn(3), torch.randn(3)]
+    v, results = torch.randn(2, 3, 5, 4), []
+    for function in (
+        lambda x, w, b: norm.batch_norm(x, w, b, EPS)[0],
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, True, eps=EPS),
+    ):
+        x, w, b = (t.clone().requires_grad_() for t in values)
+        (first,) = torch.autograd.grad(function(x, w, b).pow(3).sum(), x, create_graph=True)
+        results.append([first, *torch.autograd.grad((first * v).sum(), (x, w, b))])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    x, grad = torch.randn(2, 3, 4, 4), torch.ops.gossamer.batch_norm_grad
+    with pytest.raises(TypeError, match=r"needs float32 .*torch.float64"):
+        norm.batch_norm(x.double(), None, None, EPS)
+    with pytest.raises(TypeError, match=r"got \[3, 4, 4\]"):
+        norm.batch_norm(x[0], None, None, EPS)
+    with pytest.raises(RuntimeError, match=r"of 3 channels needs one number for each, got \[\[4\], None\]"):
+        norm.batch_norm(x, torch.ones(4), None, EPS)
+    with pytest.raises(RuntimeError, match=r"takes a gradient like it, got torch.float32 \[1, 3, 4, 4\]"):
+        grad(x[:1], x, None, torch.ones(3), torch.ones(3), EPS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's mprotect")
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("area", [1, 15, 16, 49, 64, 4100])
+def test_nothing_outside_the_tensors_is_touched(area: int, at_end: bool) -> None:
+    batch, channels = 3, 5
+    whole, vectors = [[Guarded(n, at_end) for _ in range(4)] for n in (batch * channels * area, channels)]
+    for tensor in (*whole, *vectors):
+        tensor.values[:] = np.nan
+    x, y, g, gx = whole
+    mean, variance, gw, gb = vectors
+    x.values[:], g.values[:] = 2, 1
+    call = norm._Norm(batch, channels, area)
+    addresses = mean.address, variance.address
+    assert cpu._library.gossamer_batch_norm(call, x.address, None, None, EPS, 0, *addresses, y.address, 2) == 0
+    assert (y.values == 0).all()
+    assert (mean.values == 2).all()
+    assert (variance.values == 0).all()
+    call = (call, g.address, x.address, None, *addresses, EPS, gx.address, gw.address, gb.address, 2)
+    assert cpu._library.gossamer_batch_norm_grad(*call) == 0
+    assert (gx.values == 0).all()
+    assert (gw.values == 0).all()
+    assert (gb.values == batch * area).all()
