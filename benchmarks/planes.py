@@ -1,0 +1,98 @@
+"""Pooling and batch normalisation: ours against PyTorch in NCHW and in channels-last (with conversions from and to NCHW).
+
+    python benchmarks/planes.py [--threads 1] [--seconds 1]
+
+All take turns, and each figure is the fastest of many calls. Milliseconds of a forward pass in evaluation, without a
+gradient, and of a forward and backward pass in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from timing import fastest, header, keep_memory
+from torch import Tensor, nn
+
+import gossamer as gs
+
+Layer = Callable[[Tensor], Tensor]
+CASES: list[tuple[tuple[int, ...], nn.Module, nn.Module]] = [
+    *(
+        (shape, nn.MaxPool2d(*window), gs.MaxPool2d(*window))
+        for shape, window in [
+            ((128, 64, 32, 32), (3, 2, 1)),
+            ((128, 64, 32, 32), (3, 1, 1)),
+            ((128, 64, 32, 32), (2, 2, 0)),
+            ((128, 256, 8, 8), (2, 2, 0)),
+            ((1, 64, 224, 224), (2, 2, 0)),
+            ((1, 64, 112, 112), (3, 2, 1)),
+        ]
+    ),
+    *(
+        (shape, nn.AvgPool2d(*window), gs.AvgPool2d(*window))
+        for shape, window in [
+            ((1, 288, 35, 35), (3, 1, 1)),
+            ((1, 768, 17, 17), (3, 1, 1)),
+            ((1, 2048, 8, 8), (3, 1, 1)),
+            ((16, 288, 35, 35), (3, 1, 1)),
+            ((16, 128, 28, 28), (3, 2, 1)),
+        ]
+    ),
+    *(
+        (shape, nn.BatchNorm2d(shape[1]), gs.BatchNorm2d(shape[1]))
+        for shape in [
+            *((64, 64, 32, 32), (64, 128, 16, 16), (64, 256, 8, 8), (64, 512, 4, 4)),
+            *((1, 64, 224, 224), (1, 256, 56, 56), (1, 512, 14, 14)),
+        ]
+    ),
+]
+
+
+def channels_last(layer: Layer) -> Layer:
+    """PyTorch's layer in the memory format it is fast in, for a network that is not in it."""
+    return lambda x: layer(x.contiguous(memory_format=torch.channels_last)).contiguous()
+
+
+def evaluation(layer: Layer, x: Tensor) -> Callable[[], object]:
+    def run() -> None:
+        with torch.no_grad():
+            layer(x)
+
+    return run
+
+
+def training(layer: Layer, x: Tensor) -> Callable[[], object]:
+    """The gradient that comes in is NCHW, as from the next sparse layer."""
+    x = x.clone().requires_grad_()
+    grad = torch.ones_like(layer(x.detach()), memory_format=torch.contiguous_format)
+    return lambda: torch.autograd.grad(layer(x), x, grad)[0].contiguous()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1, help="for each call")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_memory()
+    print(header(str(options.threads)), end="\n\n")
+    print("| layer, input | pass | NCHW ms | channels-last ms | ours ms |\n| --- | --- | ---: | ---: | ---: |")
+    for shape, theirs, ours in CASES:
+        x = torch.randn(shape)
+        name = type(theirs).__name__
+        if not isinstance(theirs, nn.BatchNorm2d):
+            name += f" {theirs.kernel_size}/{theirs.stride}/{theirs.padding}"
+        for measure in (evaluation, training):
+            layers = [layer.train(measure is training) for layer in (theirs, ours)]
+            calls = [measure(layer, x) for layer in (layers[0], channels_last(layers[0]), layers[1])]
+            best = fastest(calls, options.seconds)
+            print(
+                f"| {name}, {list(shape)} | {measure.__name__} | {' | '.join(f'{s * 1e3:.2f}' for s in best)} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
