@@ -51,7 +51,7 @@ Layout make_layout(i64 rows, i64 cols, i64 step_y, i64 step_x, i64 row_lo, i64 r
 GS_INLINE void fill_zero(float* p, i64 count) {
     i64 i = 0;
     for (; i + kLanes <= count; i += kLanes) store(p + i, zero());
-    for (; i < count; i++) p[i] = 0;
+    if (i < count) store_first(p + i, zero(), (int)(count - i));
 }
 
 GS_INLINE void copy(float* to, const float* from, i64 count) {
@@ -84,16 +84,9 @@ void copy_spread(float* to, const float* from, i64 count) {
 
 // to[0..length) = from, zero outside [first, last).
 GS_INLINE void copy_row(float* to, i64 length, const float* from, i64 first, i64 last) {
-    i64 q = 0;
-    for (; q < length; q += kLanes) {
-        const bool inside = q >= first && q + kLanes <= last;
-        const vec v = inside ? load(from + q)
-                             : load_between(from + q, (int)most(0, least(kLanes, first - q)), (int)most(0, least(kLanes, last - q)));
-        if (q + kLanes <= length)
-            store(to + q, v);
-        else
-            store_first(to + q, v, (int)(length - q));
-    }
+    fill_zero(to, first);
+    copy(to + first, from + first, last - first);
+    fill_zero(to + last, length - last);
 }
 
 // Copies one source plane; position row 0 is grid row y0.
@@ -133,21 +126,27 @@ void copy_batch(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 i
     for (i64 c = c0; c < c1; c++) fill_zero(to + c * l.plane, l.plane);
     // for every source pixel its place in the layout, kLanes consecutive pixels (of all channels in turn) at once
     const i64 total = (c1 - c0) * area;
-    i64 c = c0, y = 0, x = 0;
+    const i64 a0 = modulo(-l.row_min, step_y), r0 = floor_divide(-l.row_min, step_y) - y0;
+    const i64 b0 = modulo(-l.col_min, step_x), q0 = floor_divide(-l.col_min, step_x);
+    i64 y = 0, a = a0, r = r0, x = 0, b = b0, q = q0;  // a pixel, and the phase, row and column it has there
+    float* plane = to + c0 * l.plane;
     for (i64 m = 0; m < total; m += kLanes) {
         const int pixels = (int)least(kLanes, total - m);
         float* place[kLanes];
+        bool any = false;
         for (int k = 0; k < pixels; k++) {
-            const i64 py = y - l.row_min, px = x - l.col_min;
-            const i64 a = modulo(py, step_y), b = modulo(px, step_x);
-            const i64 r = floor_divide(py, step_y) - y0, q = floor_divide(px, step_x);
             const bool kept = a < l.phases_y && b < l.phases_x && r >= 0 && r < l.rows && q >= 0 && q < l.cols;
-            place[k] = kept ? to + c * l.plane + (a * l.phases_x + b) * l.phase + r * l.pitch + q * l.inner : nullptr;
-            if (++x == width) {
-                x = 0;
-                if (++y == height) y = 0, c++;
-            }
+            place[k] = kept ? plane + (a * l.phases_x + b) * l.phase + r * l.pitch + q * l.inner : nullptr;
+            any |= kept;
+            if (++b == step_x) b = 0, q++;
+            if (++x < width) continue;
+            x = 0, b = b0, q = q0;
+            if (++a == step_y) a = 0, r++;
+            if (++y < height) continue;
+            y = 0, a = a0, r = r0;
+            plane += l.plane;
         }
+        if (!any) continue;
         for (i64 n = 0; n < images; n += kLanes) {
             vec v[kLanes];
             const float* from = src + n * stride + c0 * area + m;
