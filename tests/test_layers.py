@@ -244,3 +244,28 @@ def test_repr_says_what_it_is() -> None:
     assert text == (
         "SparseConv2d(8, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False, connections=16, density=0.25)"
     )
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own, from jvp
+@pytest.mark.parametrize("learns", [True, False])
+def test_transformations_of_functions_see_the_convolution(learns: bool) -> None:
+    """The operators themselves have no forward-mode derivative; a derivative of zero would be a silent lie."""
+    layer = gs.SparseConv2d(4, 6, 3, density=0.5).requires_grad_(learns)
+    dense, x, v = layer.to_dense(), torch.randn(2, 4, 7, 8), torch.randn(2, 4, 7, 8)
+    for transform in (
+        lambda f: torch.func.jvp(f, (x,), (v,)),
+        lambda f: torch.func.grad(lambda image: f(image).square().sum())(x),
+        lambda f: torch.func.vmap(f)(torch.stack([x, v])),
+        lambda f: torch.func.vmap(torch.func.grad(lambda image: f(image[None]).square().sum()))(x),
+    ):
+        torch.testing.assert_close(transform(layer), transform(dense), rtol=1e-4, atol=1e-4)
+
+    def with_weight(weight: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, {"weight": weight}, (x,))
+
+    tangent = torch.func.jvp(with_weight, (layer.weight.detach(),), (torch.ones_like(layer.weight),))[1]
+    ones = copy.deepcopy(layer)
+    with torch.no_grad():
+        ones.weight.fill_(1)
+        ones.bias.zero_()
+        torch.testing.assert_close(tangent, ones(x), rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gossamer.kernels import cpu, norm, pool
+from gossamer.kernels import cpu, norm, pool, transformed
 
 __all__ = ["AvgPool2d", "BatchNorm2d", "MaxPool2d", "exchange_layers"]
 
@@ -118,10 +118,8 @@ def _is_vector(vector: Tensor | None) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Not a subclass, nor inside a transformation of torch.func, nor with a forward-mode derivative."""
-    if type(tensor) not in (Tensor, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return False
-    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is None
+    """Not a subclass, and followed by none but autograd."""
+    return type(tensor) in (Tensor, nn.Parameter) and not transformed(tensor)
 
 
 def _one(size: int | tuple[int, ...]) -> int | None:

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import register_flop_formula
 from gossamer.kernels import cpu, dense, norm, pool
 from gossamer.kernels.reference import output_size
 
-__all__ = ["sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad"]
+__all__ = ["sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad", "transformed"]
 
 _library = torch.library.Library("gossamer", "DEF")
 _PATTERN = "Tensor indptr, Tensor indices"
@@ -34,7 +34,7 @@ _library.define(
 _library.define(
     f"sparse_conv2d_weight_grad(Tensor grad_output, Tensor input, {_PATTERN}, SymInt[2] kernel_size, {_GEOMETRY}) -> Tensor"
 )
-for _name in __all__:
+for _name in __all__[:3]:
     _library.impl(_name, getattr(dense, _name), "CompositeExplicitAutograd")
 cpu.register(_library)
 pool.register(_library)
@@ -43,6 +43,14 @@ norm.register(_library)
 sparse_conv2d = torch.ops.gossamer.sparse_conv2d.default
 sparse_conv2d_input_grad = torch.ops.gossamer.sparse_conv2d_input_grad.default
 sparse_conv2d_weight_grad = torch.ops.gossamer.sparse_conv2d_weight_grad.default
+
+
+def transformed(*tensors: Tensor) -> bool:
+    """Whether torch.func or forward-mode differentiation follows one of them: PyTorch's own functions know how, ours do not."""
+    if torch.compiler.is_compiling():
+        return False
+    unpack, wrapped = torch.autograd.forward_ad.unpack_dual, torch._C._functorch.is_functorch_wrapped_tensor
+    return any(wrapped(t) or unpack(t).tangent is not None for t in tensors)
 
 
 # -- shapes without data -----------------------------------------------------------------------------------------------
