@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import instruction_sets
 from gossamer.kernels import cpu, reference
 from guarded import Guarded
 from samples import SAMPLES, Sample
@@ -145,18 +146,9 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("isa", sorted(set(cpu.info()["isa_available"].split()) - {cpu.info()["isa"]}))
+@instruction_sets.every_lesser_one
 def test_lesser_instruction_sets_pass_the_same_tests(isa: str) -> None:
-    pick = ["-k", "with_the_reference", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *pick, __file__],
-        cwd=ROOT,
-        env={**os.environ, "GOSSAMER_ISA": isa, "GOSSAMER_EXAMPLES": "40"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    instruction_sets.pass_the_tests(isa, __file__, "with_the_reference")
 
 
 def test_an_unsupported_instruction_set_is_an_error_that_names_those_there_are() -> None:

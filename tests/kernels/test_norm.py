@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+import instruction_sets
 from gossamer.kernels import cpu, norm
 from guarded import Guarded
 
-ROOT = Path(__file__).parents[2]
 EPS = 1e-5
 
 
@@ -109,18 +107,9 @@ def test_what_is_no_number_spoils_its_own_channel_alone(value: float) -> None:
     assert not y[:, ::2].isnan().any()
 
 
-@pytest.mark.parametrize("isa", sorted(set(cpu.info()["isa_available"].split()) - {cpu.info()["isa"]}))
+@instruction_sets.every_lesser_one
 def test_lesser_instruction_sets_pass_the_same_tests(isa: str) -> None:
-    pick = ["-k", "with_pytorch or outside_the_tensors", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *pick, __file__],
-        cwd=ROOT,
-        env={**os.environ, "GOSSAMER_ISA": isa, "GOSSAMER_EXAMPLES": "40"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    instruction_sets.pass_the_tests(isa, __file__, "with_pytorch or outside_the_tensors")
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+import instruction_sets
 from gossamer.kernels import cpu, pool
 from guarded import Guarded
 
-ROOT = Path(__file__).parents[2]
 WINDOWS = [
     (2, 2, 0),
     (3, 2, 1),
@@ -105,18 +103,9 @@ def test_planes_of_one_pixel_agree_with_pytorch(window: tuple[int, int, int]) ->
     agrees(torch.randn(9, 70, 1, 1), window)
 
 
-@pytest.mark.parametrize("isa", sorted(set(cpu.info()["isa_available"].split()) - {cpu.info()["isa"]}))
+@instruction_sets.every_lesser_one
 def test_lesser_instruction_sets_pass_the_same_tests(isa: str) -> None:
-    pick = ["-k", "with_pytorch or outside_the_tensors", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *pick, __file__],
-        cwd=ROOT,
-        env={**os.environ, "GOSSAMER_ISA": isa, "GOSSAMER_EXAMPLES": "60"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    instruction_sets.pass_the_tests(isa, __file__, "with_pytorch or outside_the_tensors")
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
