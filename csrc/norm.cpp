@@ -139,17 +139,22 @@ void channels(void* argument, int thread, int threads) {
     end_streams();
 }
 
+// A thread is not worth waking for less than about 30,000 floats.
+int useful_threads(const gossamer_norm& n, int threads) {
+    return (int)least(least(threads, n.channels), 1 + n.batch * n.channels * n.area / 32768);
+}
+
 void batch_norm(const gossamer_norm& n, const float* input, const float* scale, const float* shift, float epsilon, bool given,
                 float* mean, float* variance, float* output, int threads) {
     Call c = {n, nullptr, input, scale, shift, epsilon, given, mean, variance, output, nullptr, nullptr, nullptr};
-    parallel((int)least(threads, n.channels), channels<normalise>, &c);
+    parallel(useful_threads(n, threads), channels<normalise>, &c);
 }
 
 void batch_norm_grad(const gossamer_norm& n, const float* grad_output, const float* input, const float* scale, const float* mean,
                      const float* variance, float epsilon, float* grad_input, float* grad_scale, float* grad_shift, int threads) {
     Call c = {n, grad_output, input, scale, nullptr, epsilon, true, const_cast<float*>(mean), const_cast<float*>(variance),
               nullptr, grad_input, grad_scale, grad_shift};
-    parallel((int)least(threads, n.channels), channels<gradient>, &c);
+    parallel(useful_threads(n, threads), channels<gradient>, &c);
 }
 
 }  // namespace
