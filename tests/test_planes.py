@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gossamer as gs
+from gossamer import planes
 from gossamer.tracing import trace
 
 
@@ -40,6 +41,23 @@ def pooled_natively(layer: nn.Module, x: Tensor) -> bool:
 
 
 X = torch.randn(2, 8, 12, 15)
+
+
+@pytest.fixture(autouse=True)
+def _small_inputs_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native operators take small inputs as well, which would cost more than they save."""
+    for name in ("LEAST_POOLED", "LEAST_TRAINED", "LEAST_EVALUATED"):
+        monkeypatch.setattr(planes, name, 0)
+
+
+def test_small_inputs_go_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    for layer in (gs.MaxPool2d(2), gs.AvgPool2d(3, 1), gs.BatchNorm2d(8), gs.BatchNorm2d(8).eval()):
+        with torch.no_grad():
+            assert operators(layer, X) == set()
+    large = torch.randn(4, 8, 304, 304)
+    for layer in (gs.MaxPool2d(2), gs.AvgPool2d(3, 1), gs.BatchNorm2d(8)):
+        assert operators(layer, large) != set()
 
 
 @pytest.mark.parametrize("arguments", [(2,), (3, 2, 1), ((3, 3), (2, 2), (1, 1)), (3, 1)], ids=str)

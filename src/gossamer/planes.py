@@ -2,7 +2,8 @@
 
 PyTorch's fast pooling and batch normalisation want channels-last, and sparse convolutions work on planes. Each class here
 is PyTorch's of the same name, with the same arguments, parameters, buffers and results. float32 planes on the CPU go to
-Gossamer's operators; everything else, `torch.compile` and export included, to PyTorch's.
+Gossamer's operators where they are large enough to pay for the call; everything else, `torch.compile` and export included,
+goes to PyTorch's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from torch import Tensor, nn
 from gossamer.kernels import cpu, norm, pool, transformed
 
 __all__ = ["AvgPool2d", "BatchNorm2d", "MaxPool2d", "exchange_layers"]
+
+
+# From how many floats of input on the native operators win (`python benchmarks/planes.py` shows larger ones).
+LEAST_POOLED, LEAST_TRAINED = 1 << 14, 1 << 18
+LEAST_EVALUATED = 3 << 20  # where results are stored past the caches
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -41,7 +47,9 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         affine = (self.weight, self.bias)
-        if not _are_planes(input) or not all(_is_vector(v) for v in (*affine, self.running_mean, self.running_var)):
+        vectors = (*affine, self.running_mean, self.running_var)
+        least = LEAST_TRAINED if self.training else LEAST_EVALUATED
+        if not _are_planes(input, least) or not all(_is_vector(v) for v in vectors):
             return super().forward(input)
         if self.training and input.numel() > input.shape[1]:  # PyTorch has an error message for one value a channel
             output, mean, variance = norm.batch_norm(input, *affine, self.eps)
@@ -94,7 +102,7 @@ def _like(layer: nn.Module) -> nn.Module:
 
 def _window(layer: nn.MaxPool2d | nn.AvgPool2d, input: Tensor) -> tuple[int, int, int] | None:
     """(kernel, stride, padding) where a native operator can pool `input`."""
-    if not _are_planes(input):
+    if not _are_planes(input, LEAST_POOLED):
         return None
     kernel, stride, padding = (_one(value) for value in (layer.kernel_size, layer.stride, layer.padding))
     if kernel is None or stride is None or padding is None:
@@ -104,12 +112,14 @@ def _window(layer: nn.MaxPool2d | nn.AvgPool2d, input: Tensor) -> tuple[int, int
     return (kernel, stride, padding) if min(pool.output_size(input.shape, kernel, stride, padding)) > 0 else None
 
 
-def _are_planes(input: Tensor) -> bool:
-    """Contiguous float32 [n, c, h, w] on the CPU, with something in it, computed now and by no one else."""
+def _are_planes(input: Tensor, least: int) -> bool:
+    """Contiguous float32 [n, c, h, w] on the CPU of `least` floats or more, computed now and by no one else."""
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
     if torch.compiler.is_compiling() or tracing or not _is_plain(input) or input.device.type != "cpu":
         return False
-    return input.dtype == torch.float32 and input.dim() == 4 and input.is_contiguous() and 0 not in input.shape
+    return (
+        input.dtype == torch.float32 and input.dim() == 4 and input.is_contiguous() and input.numel() >= max(least, 1)
+    )
 
 
 def _is_vector(vector: Tensor | None) -> bool:
