@@ -83,7 +83,8 @@ GOSSAMER_API int gossamer_max_pool(const gossamer_pool* pool, const float* input
 GOSSAMER_API int gossamer_max_pool_grad(const gossamer_pool* pool, const float* grad_output, const uint8_t* index,
                                         float* grad_input, int threads);
 
-/* Batch normalisation of contiguous float32 tensors [batch, channels, area]: area is height x width. */
+/* Batch normalisation of contiguous float32 tensors [batch, channels, area], where area is height x width. Without images
+ * there are no moments: batch may be 0 only where they are given. */
 typedef struct gossamer_norm {
     int64_t batch, channels, area;
 } gossamer_norm;

@@ -5,20 +5,16 @@
 // from a on and of it every stride-th column from b on. In that layout a tap of the window is one constant offset, whatever
 // the stride, and vectors hold neighbouring outputs. A piece of work is as many planes, or rows of one, as stay in the
 // level-1 cache.
+#include "arith.h"
 #include "kernels.h"
 #include "parallel.h"
-#include "simd.h"
 
 namespace gossamer {
 namespace {
 
-typedef int64_t i64;
-
-constexpr i64 kCacheFloats = 8 * 1024;  // 32 KiB: what a piece should fit in
+constexpr i64 kPieceFloats = 8 * 1024;  // 32 KiB: what a piece should fit in
 constexpr i64 kMostTaps = 15 * 15;
 
-GS_INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
-GS_INLINE i64 most(i64 a, i64 b) { return a > b ? a : b; }
 GS_INLINE int lane(i64 x) { return (int)most(0, least(kLanes, x)); }
 
 // One call, and the layout of one piece of it: floats lie at [phase_y][phase_x][plane][row][col].
@@ -45,9 +41,9 @@ void make_layout(Pool& p) {
     p.reach = (p.kernel - 1) / p.stride;
     p.cols = p.out_w + p.reach;
     const i64 row = p.phases * p.phases * p.cols;
-    p.band = least(p.out_h, most(1, kCacheFloats / row - p.reach));
+    p.band = least(p.out_h, most(1, kPieceFloats / row - p.reach));
     p.rows = p.band + p.reach;
-    p.group = p.band < p.out_h ? 1 : least(p.planes, most(1, kCacheFloats / (row * p.rows)));
+    p.group = p.band < p.out_h ? 1 : least(p.planes, most(1, kPieceFloats / (row * p.rows)));
     p.phase = (p.group * p.rows * p.cols + p.reach + 2 * kLanes - 1) / kLanes * kLanes;  // room for the last vector's overhang
     for (i64 i = 0; i < p.kernel; i++)
         for (i64 j = 0; j < p.kernel; j++)

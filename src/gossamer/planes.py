@@ -16,7 +16,7 @@ from gossamer.kernels import cpu, norm, pool, transformed
 __all__ = ["AvgPool2d", "BatchNorm2d", "MaxPool2d", "exchange_layers"]
 
 
-# From how many floats of input on the native operators win (`python benchmarks/planes.py` shows larger ones).
+# From how many floats of input on the native operators win (`python benchmarks/planes.py` measures them at any size).
 LEAST_POOLED, LEAST_TRAINED = 1 << 14, 1 << 18
 LEAST_EVALUATED = 3 << 20  # where results are stored past the caches
 
@@ -37,9 +37,11 @@ class AvgPool2d(nn.AvgPool2d):
     def forward(self, input: Tensor) -> Tensor:
         plain = not self.ceil_mode and self.divisor_override is None and (self.count_include_pad or not self.padding)
         window = _window(self, input) if plain and cpu.asked_path() != "dense" else None
-        if window is None or not window[1] < min(window[0], 3) or window[0] >= min(input.shape[2:]):
+        if window is None:
             return super().forward(input)
-        return pool.avg_pool2d(input, *window)
+        kernel, stride, _ = window
+        overlapping = stride < kernel < min(input.shape[2:]) and stride <= 2
+        return pool.avg_pool2d(input, *window) if overlapping else super().forward(input)
 
 
 class BatchNorm2d(nn.BatchNorm2d):

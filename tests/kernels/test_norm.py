@@ -137,6 +137,10 @@ def test_given_moments_are_used_and_kept(affine: bool) -> None:
 def test_no_images() -> None:
     x = torch.zeros(0, 3, 8, 8)
     assert norm.batch_norm_fixed(x, torch.zeros(3), torch.ones(3), None, None, EPS).shape == x.shape
+    with pytest.raises(RuntimeError, match=r"size is out of range.*\[0, 3, 8, 8\]"):
+        norm.batch_norm(x, None, None, EPS)
+    with pytest.raises(RuntimeError, match=r"size is out of range"):
+        torch.ops.gossamer.batch_norm_grad(x, x, None, torch.zeros(3), torch.ones(3), EPS)
 
 
 def test_other_layouts_are_converted() -> None:

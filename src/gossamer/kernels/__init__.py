@@ -24,6 +24,8 @@ from gossamer.kernels.reference import output_size
 
 __all__ = ["sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad", "transformed"]
 
+_OPERATORS = ("sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad")
+
 _library = torch.library.Library("gossamer", "DEF")
 _PATTERN = "Tensor indptr, Tensor indices"
 _GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, int groups=1"
@@ -34,7 +36,7 @@ _library.define(
 _library.define(
     f"sparse_conv2d_weight_grad(Tensor grad_output, Tensor input, {_PATTERN}, SymInt[2] kernel_size, {_GEOMETRY}) -> Tensor"
 )
-for _name in __all__[:3]:
+for _name in _OPERATORS:
     _library.impl(_name, getattr(dense, _name), "CompositeExplicitAutograd")
 cpu.register(_library)
 pool.register(_library)
