@@ -72,7 +72,7 @@ int check(const gossamer_pool* p) {
 
 int check(const gossamer_norm* n) {
     if (!n) return GOSSAMER_NULL_POINTER;
-    if (n->batch < 0 || n->channels < 1 || n->area < 1) return GOSSAMER_BAD_SHAPE;
+    if (n->batch < 1 || n->channels < 1 || n->area < 1) return GOSSAMER_BAD_SHAPE;
     return choice().chosen.norm ? GOSSAMER_OK : GOSSAMER_UNKNOWN_ISA;
 }
 
@@ -137,12 +137,11 @@ int gossamer_max_pool_grad(const gossamer_pool* p, const float* grad_output, con
 }
 
 int gossamer_batch_norm(const gossamer_norm* n, const float* input, const float* scale, const float* shift, float epsilon,
-                        int given, float* mean, float* variance, float* output, int threads) {
+                        float* mean, float* variance, float* output, int threads) {
     const int status = check(n);
     if (status) return status;
-    if (n->batch == 0) return given ? GOSSAMER_OK : GOSSAMER_BAD_SHAPE;
     if (!input || !mean || !variance || !output) return GOSSAMER_NULL_POINTER;
-    choice().chosen.norm->batch_norm(*n, input, scale, shift, epsilon, given != 0, mean, variance, output, threads);
+    choice().chosen.norm->batch_norm(*n, input, scale, shift, epsilon, mean, variance, output, threads);
     return GOSSAMER_OK;
 }
 
@@ -151,7 +150,6 @@ int gossamer_batch_norm_grad(const gossamer_norm* n, const float* grad_output, c
                              float* grad_shift, int threads) {
     const int status = check(n);
     if (status) return status;
-    if (n->batch == 0) return GOSSAMER_BAD_SHAPE;
     if (!grad_output || !input || !mean || !variance || !grad_input || !grad_scale || !grad_shift) return GOSSAMER_NULL_POINTER;
     choice().chosen.norm->batch_norm_grad(*n, grad_output, input, scale, mean, variance, epsilon, grad_input, grad_scale,
                                           grad_shift, threads);

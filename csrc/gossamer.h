@@ -83,16 +83,15 @@ GOSSAMER_API int gossamer_max_pool(const gossamer_pool* pool, const float* input
 GOSSAMER_API int gossamer_max_pool_grad(const gossamer_pool* pool, const float* grad_output, const uint8_t* index,
                                         float* grad_input, int threads);
 
-/* Batch normalisation of contiguous float32 tensors [batch, channels, area], where area is height x width. Without images
- * there are no moments: batch may be 0 only where they are given. */
+/* Batch normalisation, in training, of contiguous float32 tensors [batch, channels, area], where area is height x width; all >= 1. */
 typedef struct gossamer_norm {
     int64_t batch, channels, area;
 } gossamer_norm;
 
-/* output = (input - mean[c]) / sqrt(variance[c] + epsilon) * scale[c] + shift[c]; scale (1) and shift (0) may be NULL.
- * Unless `given`, mean and variance [channels] are written first: each channel's own, the variance divided by batch * area. */
+/* mean and variance [channels] of each channel (the variance divided by batch * area), and with them
+ * output = (input - mean[c]) / sqrt(variance[c] + epsilon) * scale[c] + shift[c]; scale (1) and shift (0) may be NULL. */
 GOSSAMER_API int gossamer_batch_norm(const gossamer_norm* norm, const float* input, const float* scale, const float* shift,
-                                     float epsilon, int given, float* mean, float* variance, float* output, int threads);
+                                     float epsilon, float* mean, float* variance, float* output, int threads);
 
 /* grad_input [as input], grad_scale and grad_shift [channels] from grad_output [as output], for the channels' own mean and
  * variance, as gossamer_batch_norm wrote them. */

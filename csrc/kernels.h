@@ -20,7 +20,7 @@ struct PoolKernels {
 
 struct NormKernels {
     void (*batch_norm)(const gossamer_norm&, const float* input, const float* scale, const float* shift, float epsilon,
-                       bool given, float* mean, float* variance, float* output, int threads);
+                       float* mean, float* variance, float* output, int threads);
     void (*batch_norm_grad)(const gossamer_norm&, const float* grad_output, const float* input, const float* scale,
                             const float* mean, const float* variance, float epsilon, float* grad_input, float* grad_scale,
                             float* grad_shift, int threads);

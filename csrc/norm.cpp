@@ -68,7 +68,6 @@ struct Call {
     const gossamer_norm& n;
     const float *grad_output, *input, *scale, *shift;
     float epsilon;
-    bool given;  // mean and variance
     float *mean, *variance, *output, *grad_input, *grad_scale, *grad_shift;
 };
 
@@ -99,7 +98,7 @@ void moments(const Call& c, i64 channel) {
 }
 
 void normalise(const Call& c, i64 channel) {
-    if (!c.given) moments(c, channel);
+    moments(c, channel);
     const float* x = c.input;
     const vec minus = broadcast(-c.mean[channel]), shift = broadcast(c.shift ? c.shift[channel] : 0);
     const vec factor = broadcast((float)((c.scale ? c.scale[channel] : 1) * inverse_deviation(c, channel)));
@@ -144,15 +143,15 @@ int useful_threads(const gossamer_norm& n, int threads) {
     return (int)least(least(threads, n.channels), 1 + n.batch * n.channels * n.area / 32768);
 }
 
-void batch_norm(const gossamer_norm& n, const float* input, const float* scale, const float* shift, float epsilon, bool given,
+void batch_norm(const gossamer_norm& n, const float* input, const float* scale, const float* shift, float epsilon,
                 float* mean, float* variance, float* output, int threads) {
-    Call c = {n, nullptr, input, scale, shift, epsilon, given, mean, variance, output, nullptr, nullptr, nullptr};
+    Call c = {n, nullptr, input, scale, shift, epsilon, mean, variance, output, nullptr, nullptr, nullptr};
     parallel(useful_threads(n, threads), channels<normalise>, &c);
 }
 
 void batch_norm_grad(const gossamer_norm& n, const float* grad_output, const float* input, const float* scale, const float* mean,
                      const float* variance, float epsilon, float* grad_input, float* grad_scale, float* grad_shift, int threads) {
-    Call c = {n, grad_output, input, scale, nullptr, epsilon, true, const_cast<float*>(mean), const_cast<float*>(variance),
+    Call c = {n, grad_output, input, scale, nullptr, epsilon, const_cast<float*>(mean), const_cast<float*>(variance),
               nullptr, grad_input, grad_scale, grad_shift};
     parallel(useful_threads(n, threads), channels<gradient>, &c);
 }

@@ -18,7 +18,6 @@ __all__ = ["AvgPool2d", "BatchNorm2d", "MaxPool2d", "exchange_layers"]
 
 # From how many floats of input on the native operators win (`python benchmarks/planes.py` measures them at any size).
 LEAST_POOLED, LEAST_TRAINED = 1 << 14, 1 << 18
-LEAST_EVALUATED = 3 << 20  # where results are stored past the caches
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -45,22 +44,17 @@ class AvgPool2d(nn.AvgPool2d):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` up to rounding; native are training, and evaluation where no gradient is wanted."""
+    """`nn.BatchNorm2d` up to rounding; native is training. In evaluation PyTorch is as fast."""
 
     def forward(self, input: Tensor) -> Tensor:
-        affine = (self.weight, self.bias)
-        vectors = (*affine, self.running_mean, self.running_var)
-        least = LEAST_TRAINED if self.training else LEAST_EVALUATED
-        if not _are_planes(input, least) or not all(_is_vector(v) for v in vectors):
+        vectors = (self.weight, self.bias, self.running_mean, self.running_var)
+        native = self.training and _are_planes(input, LEAST_TRAINED) and all(_is_vector(v) for v in vectors)
+        count = input.numel() // input.shape[1] if native else 0
+        if count < 2:  # of one value a channel PyTorch says what is wrong
             return super().forward(input)
-        if self.training and input.numel() > input.shape[1]:  # PyTorch has an error message for one value a channel
-            output, mean, variance = norm.batch_norm(input, *affine, self.eps)
-            self._remember(mean, variance, input.numel() // input.shape[1])
-            return output
-        wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *affine))
-        if self.training or wanted or self.running_mean is None or self.running_var is None:
-            return super().forward(input)
-        return norm.batch_norm_fixed(input, self.running_mean, self.running_var, *affine, self.eps)
+        output, mean, variance = norm.batch_norm(input, self.weight, self.bias, self.eps)
+        self._remember(mean, variance, count)
+        return output
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:

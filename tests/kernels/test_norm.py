@@ -123,20 +123,8 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
-@pytest.mark.parametrize("affine", [True, False])
-def test_given_moments_are_used_and_kept(affine: bool) -> None:
-    x, mean, variance = torch.randn(2, 5, 13, 9), torch.randn(5), torch.rand(5)
-    weight, bias = (torch.randn(5), torch.randn(5)) if affine else (None, None)
-    kept = mean.clone(), variance.clone()
-    y = norm.batch_norm_fixed(x, mean, variance, weight, bias, EPS)
-    torch.testing.assert_close(y, F.batch_norm(x, mean, variance, weight, bias, eps=EPS))
-    assert torch.equal(mean, kept[0])
-    assert torch.equal(variance, kept[1])
-
-
-def test_no_images() -> None:
+def test_moments_of_no_images_are_an_error() -> None:
     x = torch.zeros(0, 3, 8, 8)
-    assert norm.batch_norm_fixed(x, torch.zeros(3), torch.ones(3), None, None, EPS).shape == x.shape
     with pytest.raises(RuntimeError, match=r"size is out of range.*\[0, 3, 8, 8\]"):
         norm.batch_norm(x, None, None, EPS)
     with pytest.raises(RuntimeError, match=r"size is out of range"):
@@ -159,7 +147,6 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.gossamer.batch_norm.default, (x, weight, bias, EPS))
     torch.library.opcheck(torch.ops.gossamer.batch_norm.default, (x, None, None, EPS))
     plain = x.detach()
-    torch.library.opcheck(torch.ops.gossamer.batch_norm_fixed.default, (plain, mean, variance, None, None, EPS))
     torch.library.opcheck(torch.ops.gossamer.batch_norm_grad.default, (plain, plain, None, mean, variance, EPS))
 
 
@@ -201,7 +188,7 @@ def test_nothing_outside_the_tensors_is_touched(area: int, at_end: bool) -> None
     x.values[:], g.values[:] = 2, 1
     call = norm._Norm(batch, channels, area)
     addresses = mean.address, variance.address
-    assert cpu._library.gossamer_batch_norm(call, x.address, None, None, EPS, 0, *addresses, y.address, 2) == 0
+    assert cpu._library.gossamer_batch_norm(call, x.address, None, None, EPS, *addresses, y.address, 2) == 0
     assert (y.values == 0).all()
     assert (mean.values == 2).all()
     assert (variance.values == 0).all()

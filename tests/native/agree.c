@@ -110,7 +110,7 @@ static int check_norm(gossamer_norm n, int threads) {
         EACH(gx0[at] = (float)(scale[c] * r * (g[at] - for_shift / per - (x[at] - sum / per) * r * for_scale / per)))
         gw0[c] = (float)for_scale, gb0[c] = (float)for_shift;
     }
-    const int failed = gossamer_batch_norm(&n, x, scale, shift, 1e-3f, 0, mean, variance, y, threads) ||
+    const int failed = gossamer_batch_norm(&n, x, scale, shift, 1e-3f, mean, variance, y, threads) ||
                        gossamer_batch_norm_grad(&n, g, x, scale, mean, variance, 1e-3f, gx, gw, gb, threads);
     const int wrong = failed || differ("batch normalisation", y, y0, all, 1e-3) || differ("its gradient", gx, gx0, all, 1e-2) ||
                       differ("gradient of the scale", gw, gw0, n.channels, 1e-2) ||

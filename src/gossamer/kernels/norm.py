@@ -1,8 +1,7 @@
 """Batch normalisation of contiguous NCHW planes on the CPU, whose moments PyTorch sums one element at a time.
 
 `gossamer::batch_norm(input, weight, bias, eps)` gives the output and each channel's own mean and variance (divided by the
-count, not by one less); `gossamer::batch_norm_fixed(input, mean, variance, weight, bias, eps)` takes those two as given and
-has no gradient. float32; results are `torch.nn.functional.batch_norm`'s, up to rounding.
+count, not by one less), as training wants them. float32; results are `torch.nn.functional.batch_norm`'s, up to rounding.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from gossamer.kernels import cpu
 
-__all__ = ["batch_norm", "batch_norm_fixed"]
+__all__ = ["batch_norm"]
 
 
 class _Norm(ctypes.Structure):
@@ -27,7 +26,7 @@ class _Norm(ctypes.Structure):
 
 _LIBRARY, _NORM = cpu._library, ctypes.POINTER(_Norm)
 _TENSORS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-_LIBRARY.gossamer_batch_norm.argtypes = [_NORM, *_TENSORS, ctypes.c_float, ctypes.c_int, *_TENSORS, ctypes.c_int]
+_LIBRARY.gossamer_batch_norm.argtypes = [_NORM, *_TENSORS, ctypes.c_float, *_TENSORS, ctypes.c_int]
 _LIBRARY.gossamer_batch_norm_grad.argtypes = [
     *(_NORM, *_TENSORS, ctypes.c_void_p, ctypes.c_void_p),
     *(ctypes.c_float, *_TENSORS, ctypes.c_int),
@@ -57,17 +56,8 @@ def _ready(input: Tensor, *vectors: Tensor | None) -> list[Tensor | None]:
 def _forward(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     x, *affine = _ready(input, weight, bias)
     output, mean, variance = _fake_forward(input, weight, bias, eps)
-    _call(_LIBRARY.gossamer_batch_norm, input, x, *affine, eps, 0, mean, variance, output)
+    _call(_LIBRARY.gossamer_batch_norm, input, x, *affine, eps, mean, variance, output)
     return output, mean, variance
-
-
-def _fixed(
-    input: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    x, mean_, variance_, *affine = _ready(input, mean, variance, weight, bias)
-    output = _fake_fixed(input)
-    _call(_LIBRARY.gossamer_batch_norm, input, x, *affine, eps, 1, mean_, variance_, output)
-    return output
 
 
 def _grad(
@@ -89,10 +79,6 @@ def _grad(
 def _fake_forward(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     channels = input.shape[1]
     return input.new_empty(input.shape), input.new_empty(channels), input.new_empty(channels)
-
-
-def _fake_fixed(input: Tensor, *_: Any) -> Tensor:
-    return input.new_empty(input.shape)
 
 
 def _fake_grad(grad: Tensor, input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,14 +111,12 @@ def register(library: torch.library.Library) -> None:
     """Defines the operators and makes the native kernels their CPU backend."""
     affine = "Tensor? weight, Tensor? bias, float eps"
     library.define(f"batch_norm(Tensor input, {affine}) -> (Tensor, Tensor, Tensor)")
-    library.define(f"batch_norm_fixed(Tensor input, Tensor mean, Tensor variance, {affine}) -> Tensor")
     library.define(
         "batch_norm_grad(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor variance, float eps) "
         "-> (Tensor, Tensor, Tensor)"
     )
     for name, native, fake in (
         ("batch_norm", _forward, _fake_forward),
-        ("batch_norm_fixed", _fixed, _fake_fixed),
         ("batch_norm_grad", _grad, _fake_grad),
     ):
         library.impl(name, native, "CPU")
@@ -143,10 +127,3 @@ def register(library: torch.library.Library) -> None:
 def batch_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(output, mean [c], variance [c]) of float32 [n, c, h, w] on the CPU; the output is differentiable."""
     return torch.ops.gossamer.batch_norm(input, weight, bias, eps)
-
-
-def batch_norm_fixed(
-    input: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    """Float32 [n, c, h, w] on the CPU, normalised with the given moments [c]; not differentiable."""
-    return torch.ops.gossamer.batch_norm_fixed(input, mean, variance, weight, bias, eps)
