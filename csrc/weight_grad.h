@@ -14,6 +14,7 @@ struct WeightGrad {
     Shape shape;
     i64 oh, ow, kernel;
     i64 band, bands, images, blocks;  // a block is `images` images (or image groups), one band
+    i64 at_once;                      // of a block's images, those whose products are added up in registers
     i64 group;                        // images in one plane (batch shape)
     i64 channel_block;
     int column, columns;
@@ -22,7 +23,6 @@ struct WeightGrad {
     bool in_place;                    // the input itself is the planes: one tap, no padding, no stride
     bool out_in_place;                // the output gradient itself is
     float *in_planes, *out_planes;    // [image of block][channel]
-    int32_t* cursor;                  // [out_channels] next connection, while channel blocks go by
     i64* counter;
 };
 
@@ -33,6 +33,8 @@ struct Dot {
     i64 pitch, g_pitch;     // floats from row to row
     const i64* offset;
     float* sums;            // [taps]
+    const i64* at;          // [columns] floats from x to each column of taps
+    int top, bottom;        // how many of the first and last rows of x are padding (fewer than a column's taps)
 };
 
 template <int T>
@@ -112,78 +114,146 @@ void dot_points(const Dot& d, const float* const* planes) {
     for (int k = 0; k < E; k++) d.sums[k] = sum(acc[k]);
 }
 
-// One input row against the kernel rows lo..hi, whose output-gradient rows are g[lo..hi].
-template <int KH, int J>
-GS_INLINE void dot_row(vec (&acc)[J][KH], const vec (&g)[KH], const float* x, const i64* offset, int lo, int hi) {
-#pragma GCC unroll 8
-    for (int j = 0; j < J; j++) {
-        const vec in = pin(load(x + offset[j]));
+// A row of the output gradient; the masked load is as fast as a plain one only where masks are registers.
+GS_INLINE vec load_row(const float* g, int lanes) {
+#if defined(__AVX512F__)
+    return load_first(g, lanes);
+#else
+    return lanes == kLanes ? load(g) : load_first(g, lanes);
+#endif
+}
+
+// One input row of S columns against the kernel rows lo..hi, whose output-gradient rows are g[lo..hi].
+template <int KH, int S>
+GS_INLINE void dot_row(vec (&acc)[S][KH], const vec (&g)[KH], const float* x, const i64* at, int lo, int hi) {
+#pragma GCC unroll 16
+    for (int s = 0; s < S; s++) {
+        const vec in = pin(load(x + at[s]));
 #pragma GCC unroll 8
         for (int i = 0; i < KH; i++)
-            if (i >= lo && i <= hi) acc[j][i] = fma(g[i], in, acc[j][i]);
+            if (i >= lo && i <= hi) acc[s][i] = fma(g[i], in, acc[s][i]);
     }
 }
 
-// J columns of KH taps; every loaded input vector meets the KH output-gradient rows it touches.
-template <int KH, int J>
+// Pinned, or GCC keeps the sum of row and column for each load of three rows, more than there are registers.
+GS_INLINE const float* step(const float* p, i64 pitch) {
+    p += pitch;
+    pin(p);
+    return p;
+}
+
+template <int KH>
+GS_INLINE void next_row(vec (&g)[KH]) {
+#pragma GCC unroll 8
+    for (int i = KH - 1; i > 0; i--) g[i] = g[i - 1];
+}
+
+// The sums of N vectors' lanes; to[] has room for whole vectors.
+#if defined(__AVX512F__)
+template <int N>
+GS_INLINE vec sums_of(const vec* a) {
+    constexpr int pairs = (N + 1) / 2, fours = (N + 3) / 4, eights = (N + 7) / 8;
+    vec b[pairs], c[fours], e[eights];
+#pragma GCC unroll 8
+    for (int i = 0; i < pairs; i++) {
+        const vec x = a[2 * i], y = a[2 * i + 1 < N ? 2 * i + 1 : 2 * i];
+        b[i] = add(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < fours; i++) {
+        const vec x = b[2 * i], y = b[2 * i + 1 < pairs ? 2 * i + 1 : 2 * i];
+        c[i] = add(_mm512_shuffle_ps(x, y, 0x44), _mm512_shuffle_ps(x, y, 0xee));
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < eights; i++) {
+        const vec x = c[2 * i], y = c[2 * i + 1 < fours ? 2 * i + 1 : 2 * i];
+        e[i] = add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+    }
+    const vec x = e[0], y = e[eights - 1];
+    return add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+}
+template <int N>
+GS_INLINE void sum_each(const vec* a, float* to) {
+    constexpr int now = N < kLanes ? N : kLanes;
+    store(to, sums_of<now>(a));
+    if constexpr (N > now) sum_each<N - now>(a + now, to + now);
+}
+#else
+template <int N>
+GS_INLINE void sum_each(const vec* a, float* to) {
+#pragma GCC unroll 32
+    for (int i = 0; i < N; i++) to[i] = sum(a[i]);
+}
+#endif
+
+// S columns of KH taps, of one connection or of several of the same output: they share the output gradient's rows, and
+// every loaded input vector meets the KH of them that it touches. C columns belong together: their sums are stored row by
+// row.
+template <int KH, int S, int C>
 void dot_rows(const Dot& d) {
-    vec acc[J][KH];
+    vec acc[S][KH];
+#pragma GCC unroll 16
+    for (int s = 0; s < S; s++)
 #pragma GCC unroll 8
-    for (int j = 0; j < J; j++)
-#pragma GCC unroll 8
-        for (int i = 0; i < KH; i++) acc[j][i] = zero();
-    i64 offset[J];
-    for (int j = 0; j < J; j++) offset[j] = d.offset[j];
+        for (int i = 0; i < KH; i++) acc[s][i] = zero();
+    i64 at[S];
+#pragma GCC unroll 16
+    for (int s = 0; s < S; s++) at[s] = d.at[s] - d.at[0];
+    const i64 pitch = d.pitch, g_pitch = d.g_pitch, head = d.rows >= KH ? KH - 1 : 0, single = (d.rows - head) % KH;
+    const int top = d.top, bottom = d.bottom;
     for (i64 n = 0; n < d.images; n++)
         for (i64 v = 0; v < d.cols; v += kLanes) {
             const int lanes = (int)least(kLanes, d.cols - v);
-            const float* x = d.x + n * d.x_image + v;
+            const float* x = d.x + d.at[0] + n * d.x_image + v;
             const float* gr = d.g + n * d.g_image + v;
             vec g[KH];
 #pragma GCC unroll 8
             for (int i = 0; i < KH; i++) g[i] = zero();
-            i64 r = 0;
-            if (d.rows >= KH) {
+            if (head)
 #pragma GCC unroll 8
-                for (int p = 0; p < KH - 1; p++, x += d.pitch, gr += d.g_pitch) {
-#pragma GCC unroll 8
-                    for (int i = KH - 1; i > 0; i--) g[i] = g[i - 1];
-                    g[0] = load_first(gr, lanes);
-                    dot_row<KH, J>(acc, g, x, offset, 0, p);
+                for (int p = 0; p < KH - 1; p++, x = step(x, pitch), gr = step(gr, g_pitch)) {
+                    next_row<KH>(g);
+                    g[0] = load_row(gr, lanes);
+                    if (p >= top) dot_row<KH, S>(acc, g, x, at, 0, p);
                 }
-                r = KH - 1;
+            for (i64 r = 0; r < single; r++, x = step(x, pitch), gr = step(gr, g_pitch)) {
+                next_row<KH>(g);
+                g[0] = load_row(gr, lanes);
+                dot_row<KH, S>(acc, g, x, at, 0, KH - 1);
             }
-            for (; r < d.rows; r++, x += d.pitch, gr += d.g_pitch) {
+            for (i64 r = head + single; r < d.rows; r += KH) {
 #pragma GCC unroll 8
-                for (int i = KH - 1; i > 0; i--) g[i] = g[i - 1];
-                g[0] = load_first(gr, lanes);
-                dot_row<KH, J>(acc, g, x, offset, 0, KH - 1);
+                for (int i = 0; i < KH; i++, x = step(x, pitch), gr = step(gr, g_pitch)) {
+                    next_row<KH>(g);
+                    g[0] = load_row(gr, lanes);
+                    dot_row<KH, S>(acc, g, x, at, 0, KH - 1);
+                }
             }
 #pragma GCC unroll 8
-            for (int p = 1; p < KH; p++, x += d.pitch) {
-#pragma GCC unroll 8
-                for (int i = KH - 1; i > 0; i--) g[i] = g[i - 1];
-                dot_row<KH, J>(acc, g, x, offset, p, KH - 1);
+            for (int p = 1; p < KH; p++, x = step(x, pitch)) {
+                next_row<KH>(g);
+                if (p < KH - bottom) dot_row<KH, S>(acc, g, x, at, p, KH - 1);
             }
         }
+    vec in_order[S * KH];
+#pragma GCC unroll 16
+    for (int s = 0; s < S; s++)
 #pragma GCC unroll 8
-    for (int j = 0; j < J; j++)
-#pragma GCC unroll 8
-        for (int i = 0; i < KH; i++) d.sums[j * KH + i] = sum(acc[j][i]);
+        for (int i = 0; i < KH; i++) in_order[s / C * C * KH + i * C + s % C] = acc[s][i];
+    sum_each<S * KH>(in_order, d.sums);
 }
 
-template <int KH, int J>
-void dot_columns(Dot d, int columns) {
-    int j = 0;
-    for (; j + J <= columns; j += J, d.offset += J, d.sums += J * KH) dot_rows<KH, J>(d);
-    for (; j < columns; j++, d.offset++, d.sums += KH) dot_rows<KH, 1>(d);
-}
-
-void dot_joined(const Dot& d, int column, int columns) {
+constexpr int most_columns(int column) {
     constexpr bool many = kRegisters == 32;
-    if (column == 3) dot_columns<3, many ? 3 : 2>(d, columns);
-    if (column == 5) dot_columns<5, many ? 5 : 1>(d, columns);
-    if (column == 7) dot_columns<7, many ? 3 : 1>(d, columns);
+    return column == 3 ? (many ? 6 : 3) : column == 5 ? (many ? 5 : 1) : many ? 3 : 1;
+}
+
+template <int KH, int S = most_columns(KH)>
+void dot_columns(const Dot& d, int columns) {
+    if (columns == S)
+        dot_rows<KH, S, 1>(d);
+    else if constexpr (S > 1)
+        dot_columns<KH, S - 1>(d, columns);
 }
 
 void weight_grad_copy(const WeightGrad& w, i64 block, i64 item) {
@@ -205,7 +275,55 @@ void weight_grad_copy(const WeightGrad& w, i64 block, i64 item) {
         copy_plane(l, step_y, step_x, src + ch * height * width, height, width, y0, to + ch * l.plane);
 }
 
-void weight_grad_row(const WeightGrad& w, const float* in, const float* out, i64 o, i64 first, i64 last, i64 images, i64 rows, bool fresh) {
+void put_sums(float* to, const float* sums, i64 count, bool fresh) {
+    for (i64 i = 0; i < count; i += kLanes) {
+        const int lanes = (int)least(kLanes, count - i);
+        const vec v = load(sums + i);
+        store_first(to + i, fresh ? v : add(v, load_first(to + i, lanes)), lanes);
+    }
+}
+
+// Square kernels of which E connections at once fit in the registers: their weights follow each other, and so do the sums.
+template <int KH, int E>
+void weight_grad_square(const WeightGrad& w, Dot d, i64 first, i64 last, bool fresh) {
+    i64 at[E * KH];
+    d.at = at;
+    for (; first + E <= last; first += E) {
+        for (int s = 0; s < E * KH; s++) at[s] = w.c->indices[first + s / KH] * w.in.plane + w.offset[s % KH];
+        dot_rows<KH, E * KH, KH>(d);
+        put_sums(w.grad_weight + first * KH * KH, d.sums, E * KH * KH, fresh);
+    }
+    if constexpr (E > 1) weight_grad_square<KH, E - 1>(w, d, first, last, fresh);
+}
+
+// The columns of all these connections in turn, as many at once as there are registers for.
+template <int KH>
+void weight_grad_columns(const WeightGrad& w, Dot d, i64 first, i64 last, bool fresh) {
+    constexpr int S = most_columns(KH);
+    if constexpr (S >= KH)
+        if (w.columns == KH) return weight_grad_square<KH, S / KH>(w, d, first, last, fresh);
+    i64 at[S];
+    float* to[S];
+    const int32_t* place[S];
+    d.at = at;
+    int count = 0;
+    for (i64 e = first; e < last; e++)
+        for (int j = 0; j < w.columns; j++) {
+            at[count] = w.c->indices[e] * w.in.plane + w.offset[j];
+            to[count] = w.grad_weight + e * w.kernel;
+            place[count++] = w.tap_weight + j * KH;
+            if (count < S && (e + 1 < last || j + 1 < w.columns)) continue;
+            dot_columns<KH>(d, count);
+            for (int s = 0; s < count; s++)
+                for (int i = 0; i < KH; i++) {
+                    const float sum = d.sums[s * KH + i];
+                    to[s][place[s][i]] = fresh ? sum : to[s][place[s][i]] + sum;
+                }
+            count = 0;
+        }
+}
+
+void weight_grad_row(const WeightGrad& w, const float* in, const float* out, i64 o, i64 first, i64 last, i64 images, i64 y0, i64 rows, bool fresh) {
     const gossamer_conv& c = *w.c;
     float sums[64];
     Dot d;
@@ -236,22 +354,56 @@ void weight_grad_row(const WeightGrad& w, const float* in, const float* out, i64
         }
         return;
     }
+    if (w.column > 1) {
+        d.x = in;
+        d.top = (int)least(w.column - 1, most(0, -w.in.row_min - y0));
+        d.bottom = (int)least(w.column - 1, most(0, y0 + w.in.row_min + rows + w.column - 1 - c.in_h));
+        d.sums = sums;
+        if (w.column == 3)
+            weight_grad_columns<3>(w, d, first, last, fresh);
+        else if (w.column == 5)
+            weight_grad_columns<5>(w, d, first, last, fresh);
+        else
+            weight_grad_columns<7>(w, d, first, last, fresh);
+        return;
+    }
     for (i64 e = first; e < last; e++) {
         d.x = in + c.indices[e] * w.in.plane;
         float* to = w.grad_weight + e * w.kernel;
-        const int per = 64 / w.column;
-        for (int j = 0; j < w.columns; j += per) {
-            const int columns = (int)least(per, w.columns - j);
+        for (int j = 0; j < w.columns; j += 64) {  // of `sums`
+            const int columns = (int)least(64, w.columns - j);
             d.offset = w.offset + j;
             d.sums = sums;
-            if (w.column == 1)
-                dot_any(d, columns);
-            else
-                dot_joined(d, w.column, columns);
-            const int32_t* place = w.tap_weight + j * w.column;
-            for (int t = 0; t < columns * w.column; t++) to[place[t]] = fresh ? sums[t] : to[place[t]] + sums[t];
+            dot_any(d, columns);
+            const int32_t* place = w.tap_weight + j;
+            for (int t = 0; t < columns; t++) to[place[t]] = fresh ? sums[t] : to[place[t]] + sums[t];
         }
     }
+}
+
+// The first of an output's connections, which are in ascending order, with channel `channel` or a later one.
+i64 first_from(const gossamer_conv& c, i64 o, i64 channel) {
+    i64 first = c.indptr[o], last = c.indptr[o + 1];
+    if (channel >= c.in_channels) return last;
+    while (first < last) {
+        const i64 middle = (first + last) / 2;
+        if (c.indices[middle] < channel)
+            first = middle + 1;
+        else
+            last = middle;
+    }
+    return first;
+}
+
+// Images at once: as many as leave the planes of all channels in the cache, but enough of them to make up for adding the
+// lanes of each sum. One thread copies just these, so that it finds them in its cache; several copy more of them, because
+// they wait for each other after each block.
+void choose_images(i64 groups, int threads, WeightGrad* w) {
+    const i64 fit = kCacheFloats / (w->c->in_channels * w->in.plane), many = divide_up(256 * kLanes, w->out.plane);
+    w->at_once = w->bands > 1 ? 1 : least(groups, most(divide_up(32 * kLanes, w->out.plane), least(fit, many)));
+    w->images = w->bands > 1 || threads == 1 ? w->at_once : least(round_up(groups, w->at_once), round_up(many, w->at_once));
+    w->blocks = divide_up(groups, w->images) * w->bands;
+    w->channel_block = most(1, kCacheFloats / (w->at_once * w->in.plane));
 }
 
 void weight_grad_thread(void* argument, int thread, int threads) {
@@ -269,19 +421,19 @@ void weight_grad_thread(void* argument, int thread, int threads) {
         const float* in = w.in_place ? w.input + begun * c.in_channels * w.in.plane : w.in_planes;
         const float* out = w.out_in_place ? w.grad_output + begun * c.out_channels * w.out.plane + y0 * w.ow : w.out_planes;
         const i64 rows = w.out_in_place ? least(w.band, w.oh - y0) : w.out.rows;
-        const i64 chunk = most(1, divide_up(c.out_channels, threads * 8));
+        const i64 chunk = threads == 1 ? c.out_channels : divide_up(c.out_channels, threads * 4);
         for (;;) {
             const i64 o0 = __atomic_fetch_add(w.counter, chunk, __ATOMIC_RELAXED), o1 = least(o0 + chunk, c.out_channels);
             if (o0 >= c.out_channels) break;
-            for (i64 o = o0; o < o1; o++) w.cursor[o] = c.indptr[o];
-            for (i64 channel = w.channel_block;; channel += w.channel_block) {
-                for (i64 o = o0; o < o1; o++) {
-                    i64 last = w.cursor[o];
-                    while (last < c.indptr[o + 1] && c.indices[last] < channel) last++;
-                    weight_grad_row(w, in, out, o, w.cursor[o], last, images, rows, block == 0);
-                    w.cursor[o] = (int32_t)last;
-                }
-                if (channel >= c.in_channels) break;
+            for (i64 image = 0; image < images; image += w.at_once) {
+                const float* x = in + image * c.in_channels * w.in.plane;
+                const float* g = out + image * c.out_channels * w.out.plane;
+                const i64 now = least(w.at_once, images - image);
+                for (i64 channel = 0; channel < c.in_channels; channel += w.channel_block)  // which stay in the cache
+                    for (i64 o = o0; o < o1; o++) {
+                        const i64 first = first_from(c, o, channel), last = first_from(c, o, channel + w.channel_block);
+                        weight_grad_row(w, x, g, o, first, last, now, y0, rows, block == 0 && image == 0);
+                    }
             }
         }
         barrier();
@@ -304,20 +456,19 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
     w.oh = g.rows;
     w.ow = g.cols;
     w.kernel = g.kernel;
-    const i64 tables = round_up(5 * g.kernel + c.out_channels + 2, kLanes) + kLanes;
+    const i64 tables = round_up(5 * g.kernel + 2, kLanes) + kLanes;
     i64 floats = 0;
     for (int pass = 0; pass < 2; pass++) {
         float* memory = scratch(tables + floats);
         if (!memory) return GOSSAMER_NO_MEMORY;
         i64* offset = reinterpret_cast<i64*>(memory);
         w.counter = offset + g.kernel;
-        w.cursor = reinterpret_cast<int32_t*>(w.counter + 1);
-        g.tap_row = w.cursor + c.out_channels;
+        g.tap_row = reinterpret_cast<int32_t*>(w.counter + 1);
         g.tap_col = g.tap_row + g.kernel;
         g.tap_weight = g.tap_col + g.kernel;
         forward_taps(c, weight_grad_joined(c), &g);
         Plan p = make_plan(g, 1, true);
-        if (p.shape != kRows) forward_taps(c, false, &g);
+        if (p.shape == kFlat) forward_taps(c, false, &g);
         w.shape = p.shape;
         w.group = p.shape == kBatch ? p.group : 1;
         w.column = g.column;
@@ -339,9 +490,7 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
         w.out.phase = w.out.rows * w.out.pitch;
         w.out.plane = round_up(w.out.phase, kLanes);
         const i64 groups = divide_up(c.batch, w.group);
-        w.images = w.bands > 1 ? 1 : least(groups, divide_up(256 * kLanes, w.out.plane));
-        w.blocks = divide_up(groups, w.images) * w.bands;
-        w.channel_block = most(1, kCacheFloats / (w.images * w.in.plane));
+        choose_images(groups, threads, &w);
         w.in_place = g.kernel == 1 && c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
         w.out_in_place = w.in_place || w.shape == kRows;
         if (w.shape == kRows) {
@@ -354,7 +503,7 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
             w.group = w.bands = 1;
             w.band = w.oh;
             w.in.plane = w.out.plane = c.in_h * c.in_w;
-            w.images = least(c.batch, divide_up(256 * kLanes, w.in.plane));
+            w.images = w.at_once = least(c.batch, divide_up(256 * kLanes, w.in.plane));
             w.blocks = divide_up(c.batch, w.images);
             w.channel_block = most(1, kCacheFloats / (w.images * w.in.plane));
         }
