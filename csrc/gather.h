@@ -4,12 +4,13 @@
 #include "padded.h"
 #include "parallel.h"
 #include "problem.h"
+#include "stretch.h"
 #include "tile.h"
 
 namespace gossamer {
 namespace {
 
-enum Shape { kRows, kFlat, kBatch, kPoints };
+enum Shape { kRows, kFlat, kBatch, kStretches, kPoints };
 
 struct Plan {
     Shape shape;
@@ -21,16 +22,21 @@ struct Plan {
     i64 block;           // destination planes computed before they are stored (batch shape)
     bool stream;         // destination planes are stored past the caches
     bool by_position;    // batch shape: each position has its own list of taps, those that fall inside the image
+    Stretches stretches;
 };
 
+constexpr int kMaxPhases = 4;
+
 struct GatherRun {
-    const Gather* g;
+    const Gather* g;       // [phases], which differ in their taps and destination places alone
+    int phases;
     const Plan* plan;
-    const i64 *offset, *tap_weight;  // [columns], [columns * column]; by position: [positions][columns]
-    const i64* taps;                 // by position: [positions], how many
+    const Column* column[kMaxPhases];  // [columns] of each phase; by position: [positions][columns]
+    const i64* taps;       // by position: [positions], how many
+    const int32_t *from, *to;  // stretches: the places of a source plane's lanes, and of a destination plane's floats
     float* work;          // [private ? threads : 1][planes]
     i64 work_floats;
-    float* temporary;     // [threads][temporary_floats]
+    float* temporary;     // [threads][phases][temporary_floats]
     i64 temporary_floats;
     i64* counters;        // one for each task
     i64 tasks;
@@ -58,6 +64,8 @@ bool fits_streaming(const Gather& g) {
     return g.batch * g.outputs * g.dst_h * g.dst_w >= kStreamFloats && g.dst_w % kLanes == 0 &&
            reinterpret_cast<uintptr_t>(g.dst) % (kLanes * sizeof(float)) == 0;
 }
+
+constexpr i64 kLeastStretch = 8;  // vectors: fewer sums than that do not hide the latency of a multiply-add
 
 // `weights` plans the layout for the weight gradient, which needs whole planes.
 Plan make_plan(const Gather& g, int threads, bool weights) {
@@ -88,8 +96,21 @@ Plan make_plan(const Gather& g, int threads, bool weights) {
         p.block = least(g.outputs, most(1, divide_up(kLanes * 2, positions)));
     }
     p.band = g.rows;
+    const bool in_order = g.dst_step_y == 1 && g.dst_step_x == 1;
+    if (!weights && in_order && (p.shape == kFlat || (p.shape == kRows && g.column == 1)) && find_stretches(g, &p.stretches)) {
+        const i64 plane = stretch_vectors(p.stretches) * kLanes;
+        if (p.stretches.length >= kLeastStretch && plane * g.channels <= kCacheFloats) {
+            p.shape = kStretches;
+            p.layout = {1, g.tap_row[0], g.tap_col[0], 1, 1, kLanes, plane, plane, stretch_vectors(p.stretches), kLanes};
+            p.band = p.stretches.length;
+            p.bands = 1;
+            p.groups = g.batch;
+            p.whole = p.stream = false;
+            return p;
+        }
+    }
     const Fit fit = p.shape == kRows ? kVectorRows : p.shape == kBatch ? kUnshared : kTight;
-    const i64 least_rows = p.shape == kBatch ? 2 : kMaxRows, budget = p.shape == kBatch ? kCacheFloats * 3 / 2 : kCacheFloats;
+    const i64 least_rows = p.shape == kBatch ? 2 : kMaxRows, budget = p.shape == kBatch ? kCacheFloats * 7 / 4 : kCacheFloats;
     if (p.by_position) {  // the source as it is: no padding, no phases
         p.layout = make_layout(g.height, g.width, 1, 1, 0, 0, 0, 0, g.width, p.group, kUnshared);
     } else {
@@ -151,9 +172,9 @@ void place_batch(const Gather& g, const float* from, i64 group, i64 n0, i64 imag
     }
 }
 
-// One destination plane of a band, into `plane` (its place) or `temporary`.
-void gather_plane(const GatherRun& run, const float* planes, i64 o, i64 rows, float* to, i64 to_pitch) {
-    const Gather& g = *run.g;
+// One destination plane of a band in one phase, into its place or temporary memory.
+void gather_plane(const GatherRun& run, int phase, const float* planes, i64 o, i64 rows, float* to, i64 to_pitch) {
+    const Gather& g = run.g[phase];
     const Plan& p = *run.plan;
     const Layout& l = p.layout;
     Tile t;
@@ -166,9 +187,9 @@ void gather_plane(const GatherRun& run, const float* planes, i64 o, i64 rows, fl
     t.last = g.begin[o + 1];
     t.weight = g.weight;
     t.kernel = g.kernel;
+    t.weight_step = g.column > 1 ? g.tap_weight[1] - g.tap_weight[0] : 0;
     t.columns = g.columns;
-    t.offset = run.offset;
-    t.tap_weight = run.tap_weight;
+    t.column = run.column[phase];
     t.to_pitch = to_pitch;
     t.bias = g.bias ? g.bias[o] : 0.0f;
     t.floor = g.relu ? 0.0f : -__builtin_inff();
@@ -176,17 +197,16 @@ void gather_plane(const GatherRun& run, const float* planes, i64 o, i64 rows, fl
     if (p.by_position) {
         for (i64 at = 0; at < rows * g.cols; at++) {
             t.columns = (int)run.taps[at];
-            t.offset = run.offset + at * g.columns;
-            t.tap_weight = run.tap_weight + at * g.columns;
+            t.column = run.column[phase] + at * g.columns;
             t.planes = planes;
             t.to = to + at * l.inner;
             t.count = l.inner;
-            find_tile(1, 1, 1, (int)(l.inner / kLanes))(t);
+            find_tile(1, t.columns, 1, 1, (int)(l.inner / kLanes))(t);
         }
         return;
     }
     const bool run_on = p.shape == kFlat;  // rows of positions follow each other as one
-    const i64 length = run_on ? (rows - 1) * l.pitch + g.cols : g.cols * l.inner;
+    const i64 length = run_on ? (rows - 1) * l.pitch + g.cols : p.shape == kStretches ? kLanes : g.cols * l.inner;
     const i64 vectors = divide_up(length, kLanes), across = divide_up(vectors, g.column > 1 ? kMaxVectors : kMaxFlat);
     const i64 wide = divide_up(vectors, across);
     const i64 down = run_on ? 1 : divide_up(rows, most_rows(wide)), high = run_on ? 1 : divide_up(rows, down);
@@ -195,8 +215,24 @@ void gather_plane(const GatherRun& run, const float* planes, i64 o, i64 rows, fl
             t.planes = planes + y * l.pitch + v * kLanes;
             t.to = to + y * to_pitch + v * kLanes;
             t.count = length - v * kLanes;
-            find_tile(g.column, g.step_y, (int)(run_on ? 1 : least(high, rows - y)), (int)least(wide, vectors - v))(t);
+            find_tile(g.column, g.columns, g.step_y, (int)(run_on ? 1 : least(high, rows - y)), (int)least(wide, vectors - v))(t);
         }
+}
+
+// Rows of one destination plane from the sums of all its phases, [phase][row], to their places.
+void place_phases(const GatherRun& run, const float* sums, i64 pitch, i64 y0, float* plane) {
+    const Gather& g = *run.g;
+    for (i64 a = 0; a < g.dst_step_y; a++) {
+        const i64 rows = least(run.plan->band, run.g[a * g.dst_step_x].rows - y0);
+        const float* from = sums + a * g.dst_step_x * run.temporary_floats;
+        for (i64 y = 0; y < rows; y++, from += pitch) {
+            float* to = plane + ((y0 + y) * g.dst_step_y + a) * g.dst_w;
+            if (g.dst_step_x == 2)
+                copy_interleaved(to, from, from + run.temporary_floats, g.dst_w);
+            else
+                copy(to, from, g.dst_w);
+        }
+    }
 }
 
 void gather_outputs(const GatherRun& run, const float* planes, float* temporary, i64 task, i64 o0, i64 o1) {
@@ -208,18 +244,31 @@ void gather_outputs(const GatherRun& run, const float* planes, float* temporary,
         const i64 plane = rows * g.cols * p.group;
         for (i64 o = o0; o < o1; o += p.block) {
             const i64 count = least(p.block, o1 - o);
-            for (i64 k = 0; k < count; k++) gather_plane(run, planes, o + k, rows, temporary + k * plane, g.cols * p.group);
+            for (i64 k = 0; k < count; k++) gather_plane(run, 0, planes, o + k, rows, temporary + k * plane, g.cols * p.group);
             place_batch(g, temporary, p.group, n0, least(p.group, g.batch - n0), o, count, y0, rows);
         }
         return;
     }
     for (i64 o = o0; o < o1; o++) {
         float* plane = g.dst + (n0 * g.outputs + o) * area;
+        if (p.shape == kStretches) {
+            gather_plane(run, 0, planes, o, p.stretches.length, temporary, kLanes);
+            place_stretches(run.to, temporary, area, plane);
+            continue;
+        }
+        const i64 pitch = p.shape == kRows ? round_up(g.cols, kLanes) : p.layout.pitch;
+        if (run.phases > 1) {
+            for (int i = 0; i < run.phases; i++) {
+                const i64 rows_there = least(p.band, run.g[i].rows - y0);
+                if (rows_there > 0) gather_plane(run, i, planes, o, rows_there, temporary + i * run.temporary_floats, pitch);
+            }
+            place_phases(run, temporary, pitch, y0, plane);
+            continue;
+        }
         if (p.shape == kRows ? g.dst_step_x == 1 : p.whole) {
-            gather_plane(run, planes, o, rows, plane + (y0 * g.dst_step_y + g.dst_y) * g.dst_w + g.dst_x, g.dst_step_y * g.dst_w);
+            gather_plane(run, 0, planes, o, rows, plane + (y0 * g.dst_step_y + g.dst_y) * g.dst_w + g.dst_x, g.dst_step_y * g.dst_w);
         } else {
-            const i64 pitch = p.shape == kRows ? round_up(g.cols, kLanes) : p.layout.pitch;
-            gather_plane(run, planes, o, rows, temporary, pitch);
+            gather_plane(run, 0, planes, o, rows, temporary, pitch);
             place_rows(g, temporary, pitch, y0, rows, plane);
         }
     }
@@ -235,14 +284,17 @@ void gather_copy(const GatherRun& run, float* planes, i64 task, i64 c0, i64 c1) 
         return;
     }
     for (i64 c = c0; c < c1; c++)
-        copy_plane(p.layout, g.step_y, g.step_x, src + c * g.height * g.width, g.height, g.width, y0, planes + c * p.layout.plane);
+        if (p.shape == kStretches)
+            copy_stretches(p.stretches, run.from, src + c * g.height * g.width, planes + c * p.layout.plane);
+        else
+            copy_plane(p.layout, g.step_y, g.step_x, src + c * g.height * g.width, g.height, g.width, y0, planes + c * p.layout.plane);
 }
 
 void gather_thread(void* argument, int thread, int threads) {
     const GatherRun& run = *static_cast<const GatherRun*>(argument);
     const Gather& g = *run.g;
     const Plan& p = *run.plan;
-    float* temporary = run.temporary + thread * run.temporary_floats;
+    float* temporary = run.temporary + thread * run.phases * run.temporary_floats;
     if (run.alone) {
         float* planes = run.work + thread * run.work_floats;
         fill_zero(planes + run.work_floats - kSlack, kSlack);
@@ -270,51 +322,71 @@ void gather_thread(void* argument, int thread, int threads) {
     }
 }
 
+// The column whose first tap reads `source` floats from the plane's start, after a column that reads at `before`.
+Column make_column(i64 source, i64 before, i64 weight) {
+    return {(source - before) * (i64)sizeof(float), weight * (i64)sizeof(float)};
+}
+
+void list_columns(const Gather& g, const Layout& l, Column* column) {
+    i64 before = 0;
+    for (int j = 0; j < g.columns; j++) {
+        const i64 source = tap_offset(l, g.step_y, g.step_x, g.tap_row[j], g.tap_col[j]);
+        *column++ = make_column(source, before, g.tap_weight[j * g.column]);
+        before = source;
+    }
+}
+
 // For each position the taps that fall inside the image.
-void list_taps(const Gather& g, const Layout& l, i64* offset, i64* tap_weight, i64* taps) {
+void list_taps(const Gather& g, const Layout& l, Column* column, i64* taps) {
     for (i64 y = 0; y < g.rows; y++)
-        for (i64 x = 0; x < g.cols; x++, offset += g.columns, tap_weight += g.columns, taps++) {
-            *taps = 0;
+        for (i64 x = 0; x < g.cols; x++, column += g.columns, taps++) {
+            i64 before = *taps = 0;
             for (int j = 0; j < g.columns; j++) {
                 const i64 sy = y * g.step_y + g.tap_row[j], sx = x * g.step_x + g.tap_col[j];
                 if (sy < 0 || sy >= g.height || sx < 0 || sx >= g.width) continue;
-                offset[*taps] = sy * l.pitch + sx * l.inner;
-                tap_weight[(*taps)++] = g.tap_weight[j];
+                const i64 source = sy * l.pitch + sx * l.inner;
+                column[(*taps)++] = make_column(source, before, g.tap_weight[j]);
+                before = source;
             }
         }
 }
 
-i64 gather_scratch(const Gather& g, const Plan& p, int threads, GatherRun* run) {
-    run->g = &g;
+i64 gather_scratch(const Gather* g, int phases, const Plan& p, int threads, GatherRun* run) {
+    run->g = g;
+    run->phases = phases;
     run->plan = &p;
     run->tasks = p.groups * p.bands;
     run->alone = threads == 1 || run->tasks % threads == 0 || run->tasks >= 4 * threads;
-    run->work_floats = p.layout.plane * g.channels + kSlack;
-    run->temporary_floats = round_up(p.block * p.band * most(p.layout.pitch, round_up(g.cols, kLanes) * p.layout.inner) + kSlack, kLanes);
-    const i64 lists = p.by_position ? g.rows * g.cols : 1;
-    return (run->alone ? threads : 1) * run->work_floats + threads * run->temporary_floats + 2 * run->tasks +
-           2 * lists * (g.columns * (1 + g.column) + 1) + 2 * kLanes;
+    run->work_floats = p.layout.plane * g->channels + kSlack;
+    run->temporary_floats = round_up(p.block * p.band * most(p.layout.pitch, round_up(g->cols, kLanes) * p.layout.inner) + kSlack, kLanes);
+    i64 columns = 0;
+    for (int i = 0; i < phases; i++) columns += g[i].columns;
+    const i64 lists = p.by_position ? g->rows * g->cols : 1;
+    return (run->alone ? threads : 1) * run->work_floats + threads * phases * run->temporary_floats + 2 * run->tasks +
+           lists * (columns * (i64)(sizeof(Column) / sizeof(float)) + 2) + 2 * kLanes +
+           (p.shape == kStretches ? p.layout.plane + g->rows * g->cols : 0);
 }
 
-void gather(const Gather& g, const Plan& p, int threads, GatherRun* run, float* memory) {
+void gather(const Gather* g, const Plan& p, int threads, GatherRun* run, float* memory) {
     run->work = memory;
     run->temporary = run->work + (run->alone ? threads : 1) * run->work_floats;
-    run->counters = reinterpret_cast<i64*>(run->temporary + threads * run->temporary_floats);
+    run->counters = reinterpret_cast<i64*>(run->temporary + threads * run->phases * run->temporary_floats);
     for (i64 i = 0; i < run->tasks; i++) run->counters[i] = 0;
-    i64* offset = run->counters + run->tasks;
-    const i64 lists = p.by_position ? g.rows * g.cols : 1;
-    i64* tap_weight = offset + lists * g.columns;
-    i64* taps = tap_weight + lists * g.columns * g.column;
-    if (p.by_position)
-        list_taps(g, p.layout, offset, tap_weight, taps);
-    else
-        for (int j = 0; j < g.columns; j++) {
-            offset[j] = tap_offset(p.layout, g.step_y, g.step_x, g.tap_row[j], g.tap_col[j]);
-            for (int i = 0; i < g.column; i++) tap_weight[j * g.column + i] = g.tap_weight[j * g.column + i];
-        }
-    run->offset = offset;
-    run->tap_weight = tap_weight;
+    Column* column = reinterpret_cast<Column*>(run->counters + run->tasks);
+    for (int i = 0; i < run->phases; i++) {
+        run->column[i] = column;
+        if (!p.by_position) list_columns(g[i], p.layout, column);
+        column += (p.by_position ? g->rows * g->cols : 1) * g[i].columns;
+    }
+    i64* taps = reinterpret_cast<i64*>(column);
     run->taps = taps;
+    if (p.by_position) list_taps(*g, p.layout, const_cast<Column*>(run->column[0]), taps);
+    if (p.shape == kStretches) {
+        int32_t* from = reinterpret_cast<int32_t*>(taps);
+        list_places(*g, p.stretches, from, from + p.layout.plane);
+        run->from = from;
+        run->to = from + p.layout.plane;
+    }
     parallel(threads, gather_thread, run);
 }
 

@@ -74,11 +74,48 @@ void copy_even(float* to, const float* from, i64 count) {
     store_first(to + i, even, (int)(count - i));
 }
 
+// Lanes at .. at + kLanes of x, zero outside [first, last).
+GS_INLINE vec load_inside(const float* x, i64 at, i64 first, i64 last) {
+    if (at >= first && at + kLanes <= last) return load(x + at);
+    const int from = (int)least(kLanes, most(0, first - at));
+    return load_between(x + at, from, (int)most(from, least(kLanes, last - at)));
+}
+
+// even[i] = x[2 i] and odd[i] = x[2 i + 1] for i < count, zero where x is outside [first, last).
+void copy_pairs(float* even, float* odd, const float* x, i64 count, i64 first, i64 last) {
+    for (i64 i = 0; i < count; i += kLanes) {
+        vec a, b;
+        deinterleave(load_inside(x, 2 * i, first, last), load_inside(x, 2 * i + kLanes, first, last), a, b);
+        if (i + kLanes <= count) {
+            store(even + i, a);
+            store(odd + i, b);
+        } else {
+            store_first(even + i, a, (int)(count - i));
+            store_first(odd + i, b, (int)(count - i));
+        }
+    }
+}
+
 // to[2 i] = from[i] for i < count; the floats between stay.
 void copy_spread(float* to, const float* from, i64 count) {
     for (i64 i = 0; i < count; i += kLanes) {
         const int lanes = (int)least(kLanes, count - i);
         store_spread(to + 2 * i, load_first(from + i, lanes), lanes);
+    }
+}
+
+// to[2 i] = even[i], to[2 i + 1] = odd[i]; reads whole vectors.
+void copy_interleaved(float* to, const float* even, const float* odd, i64 count) {
+    for (i64 i = 0; i < count; i += 2 * kLanes) {
+        vec a, b;
+        interleave(load(even + i / 2), load(odd + i / 2), a, b);
+        if (i + 2 * kLanes <= count) {
+            store(to + i, a);
+            store(to + i + kLanes, b);
+        } else {
+            store_first(to + i, a, (int)least(kLanes, count - i));
+            if (i + kLanes < count) store_first(to + i + kLanes, b, (int)(count - i - kLanes));
+        }
     }
 }
 
@@ -92,8 +129,9 @@ GS_INLINE void copy_row(float* to, i64 length, const float* from, i64 first, i64
 // Copies one source plane; position row 0 is grid row y0.
 void copy_plane(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 height, i64 width, i64 y0, float* to) {
     float* const end = to + l.plane;
+    const bool pairs = step_x == 2 && l.phases_x == 2;
     for (i64 a = 0; a < l.phases_y; a++)
-        for (i64 b = 0; b < l.phases_x; b++) {
+        for (i64 b = 0; b < l.phases_x; b += pairs ? 2 : 1) {
             const i64 x0 = b + l.col_min;
             const i64 first = least(l.cols, x0 >= 0 ? 0 : divide_up(-x0, step_x));
             const i64 last = most(first, least(l.cols, x0 >= width ? 0 : divide_up(width - x0, step_x)));
@@ -101,20 +139,24 @@ void copy_plane(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 h
                 const i64 y = (y0 + r) * step_y + a + l.row_min;
                 if (y < 0 || y >= height) {
                     fill_zero(to, l.pitch);
+                    if (pairs) fill_zero(to + l.phase, l.pitch);
                     continue;
                 }
                 const float* from = src + y * width + x0;
                 if (step_x == 1) {
                     copy_row(to, l.cols, from, first, last);
-                    continue;
+                } else if (pairs) {
+                    copy_pairs(to, to + l.phase, from, l.cols, -x0, width - x0);
+                } else {
+                    for (i64 q = 0; q < first; q++) to[q] = 0;
+                    if (step_x == 2)
+                        copy_even(to + first, from + 2 * first, last - first);
+                    else
+                        for (i64 q = first; q < last; q++) to[q] = from[q * step_x];
+                    for (i64 q = last; q < l.cols; q++) to[q] = 0;
                 }
-                for (i64 q = 0; q < first; q++) to[q] = 0;
-                if (step_x == 2)
-                    copy_even(to + first, from + 2 * first, last - first);
-                else
-                    for (i64 q = first; q < last; q++) to[q] = from[q * step_x];
-                for (i64 q = last; q < l.cols; q++) to[q] = 0;
             }
+            if (pairs) to += l.phase;
         }
     fill_zero(to, end - to);
 }

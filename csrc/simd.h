@@ -152,11 +152,56 @@ GS_INLINE vec pin(vec a) {
     return a;
 }
 GS_INLINE void pin(const float*& p) { __asm__("" : "+r"(p)); }
+GS_INLINE void pin(const char*& p) { __asm__("" : "+r"(p)); }
+GS_INLINE void pin(int64_t& p) { __asm__("" : "+r"(p)); }
+
+// Loads and multiply-adds that the compiler leaves in the order they are written in. Processors look only so far ahead, and less
+// where two threads share a core: what waits for a load or for a sum should stand some way behind it.
+#if defined(__AVX512F__)
+GS_INLINE void accumulate(vec& sum, vec a, vec b) { __asm__ volatile("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
+GS_INLINE vec broadcast_now(const char* p) {
+    vec a;
+    __asm__ volatile("vbroadcastss %1, %0" : "=v"(a) : "m"(*reinterpret_cast<const float*>(p)));
+    return a;
+}
+// At base + scale * index + bytes, without an instruction to compute that.
+template <int scale, int bytes>
+GS_INLINE vec load_now(const char* base, int64_t index) {
+    vec a;
+    if constexpr (scale == 0)
+        __asm__ volatile("vmovups %c2(%1), %0" : "=v"(a) : "r"(base), "i"(bytes));
+    else
+        __asm__ volatile("vmovups %c3(%1,%2,%c4), %0" : "=v"(a) : "r"(base), "r"(index), "i"(bytes), "i"(scale));
+    return a;
+}
+#else
+GS_INLINE void accumulate(vec& sum, vec a, vec b) { sum = fma(a, b, sum); }
+GS_INLINE vec broadcast_now(const char* p) { return pin(broadcast(*reinterpret_cast<const float*>(p))); }
+template <int scale, int bytes>
+GS_INLINE vec load_now(const char* base, int64_t index) {
+    return pin(load(reinterpret_cast<const float*>(base + scale * index + bytes)));
+}
+#endif
 
 #if !defined(__AVX512F__)
 GS_INLINE vec load_between(const float* p, int first, int last) {  // zero outside; p[i] is touched for first <= i < last
     float t[kLanes];
     for (int i = 0; i < kLanes; i++) t[i] = i >= first && i < last ? p[i] : 0.0f;
+    return load(t);
+}
+#endif
+
+// p[index[i]] in lane i < count; zero where the index is negative, and in the other lanes.
+#if defined(__AVX512F__)
+GS_INLINE vec pick(const float* p, const int32_t* index, int count) {
+    const __m512i at = _mm512_maskz_loadu_epi32((__mmask16)((1u << count) - 1u), index);
+    const __mmask16 inside = _mm512_mask_cmpge_epi32_mask((__mmask16)((1u << count) - 1u), at, _mm512_setzero_si512());
+    return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, at, p, 4);
+}
+#else
+GS_INLINE vec pick(const float* p, const int32_t* index, int count) {
+    float t[kLanes];
+    for (int i = 0; i < kLanes; i++) t[i] = i < count && index[i] >= 0 ? p[index[i]] : 0.0f;
     return load(t);
 }
 #endif
@@ -216,6 +261,11 @@ GS_INLINE void deinterleave(vec a, vec b, vec& even, vec& odd) {  // the even an
     const __m512i lanes = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     even = _mm512_permutex2var_ps(a, lanes, b);
     odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(lanes, _mm512_set1_epi32(1)), b);
+}
+GS_INLINE void interleave(vec even, vec odd, vec& a, vec& b) {  // a, then b: even and odd floats in turn
+    const __m512i lanes = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    a = _mm512_permutex2var_ps(even, lanes, odd);
+    b = _mm512_permutex2var_ps(even, _mm512_add_epi32(lanes, _mm512_set1_epi32(8)), odd);
 }
 GS_INLINE void store_spread(float* p, vec a, int count) {  // the first `count` lanes to p[0], p[2], p[4], ...
     const __m512i lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
@@ -296,6 +346,15 @@ GS_INLINE vec load_between(const float* p, int first, int last, vec outside) {
     return load(t);
 }
 #endif
+
+GS_INLINE void interleave(vec even, vec odd, vec& a, vec& b) {
+    float t[2 * kLanes], e[kLanes], o[kLanes];
+    store(e, even);
+    store(o, odd);
+    for (int i = 0; i < kLanes; i++) t[2 * i] = e[i], t[2 * i + 1] = o[i];
+    a = load(t);
+    b = load(t + kLanes);
+}
 
 GS_INLINE void store_spread(float* p, vec a, int count) {
     float t[kLanes];

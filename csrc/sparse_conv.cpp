@@ -8,8 +8,9 @@
 //  - forward and input gradient are both a Gather: destination plane o = sum over its connections and taps of a weight
 //    times a shifted source plane. The input gradient gathers with transposed connections, once per stride phase.
 //  - source planes are first copied into a zero-padded Layout in which every tap is one constant offset.
-//  - four shapes (gather.h, points.h): rows (vectors along the width), flat (rows run on, for widths that fill vectors
-//    badly), batch (images in the lanes, for small maps), points (one tap).
+//  - five shapes (gather.h, points.h): rows (vectors along the width), flat (rows run on, for widths that fill vectors
+//    badly), stretches (stretches of the map in the lanes, for one-dimensional kernels there), batch (images in the lanes, for
+//    small maps), points (one tap).
 #include "gather.h"
 #include "points.h"
 #include "weight_grad.h"
@@ -17,16 +18,16 @@
 namespace gossamer {
 namespace {
 
-// Runs one gather in `memory` or, where that is NULL, says how many floats it would need there.
-i64 run_gather(const gossamer_conv& c, const Gather& g, const Plan& p, int threads, float* memory) {
+// Runs one gather, of one or more phases, in `memory` or, where that is NULL, says how many floats it would need there.
+i64 run_gather(const gossamer_conv& c, const Gather* g, int phases, const Plan& p, int threads, float* memory) {
     if (p.shape == kPoints) {
         PointsRun run;
-        const i64 floats = points_scratch(g, c.indptr[c.out_channels], threads, &run);
-        if (memory) run_points(g, c.indptr[c.out_channels], threads, &run, memory);
+        const i64 floats = points_scratch(*g, c.indptr[c.out_channels], threads, &run);
+        if (memory) run_points(*g, c.indptr[c.out_channels], threads, &run, memory);
         return floats;
     }
     GatherRun run;
-    const i64 floats = gather_scratch(g, p, threads, &run);
+    const i64 floats = gather_scratch(g, phases, p, threads, &run);
     if (memory) gather(g, p, threads, &run, memory);
     return floats;
 }
@@ -52,13 +53,86 @@ int forward(const gossamer_conv& c, const float* input, const float* weight, con
         forward_taps(c, forward_joined(c), &g);
         const Plan p = make_plan(g, threads, false);
         if (p.shape != kRows) forward_taps(c, false, &g);
-        floats = run_gather(c, g, p, threads, sizing ? nullptr : memory + tables);
+        if (p.shape == kStretches) join_taps(&g);
+        floats = run_gather(c, &g, 1, p, threads, sizing ? nullptr : memory + tables);
     }
     return GOSSAMER_OK;
 }
 
+// What the gathers of an input gradient share.
+struct InputGrad {
+    const gossamer_conv& c;
+    const float *grad_output, *weight;
+    float* grad_input;
+    int threads;
+    int32_t *begin, *output, *position;  // the transposed connections
+    int32_t *list, *taps;                // room for input_grad_taps, and for three tables of all taps
+    float* memory;                       // of the gathers, or NULL to learn how much they need
+};
+
+// The gather of one phase, its taps in the tables from the used-th on.
+Gather input_grad_phase(const InputGrad& r, i64 y, i64 x, bool allow_joined, i64 used) {
+    const i64 kernel = r.c.kernel_h * r.c.kernel_w;
+    Gather g;
+    describe_input_grad(r.c, y, x, &g);
+    g.src = r.grad_output;
+    g.weight = kernel == 1 ? reinterpret_cast<const float*>(r.position) : r.weight;
+    g.dst = r.grad_input;
+    g.begin = r.begin;
+    g.source = r.output;
+    g.position = kernel == 1 ? nullptr : r.position;
+    g.tap_row = r.taps + used;
+    g.tap_col = g.tap_row + kernel;
+    g.tap_weight = g.tap_col + kernel;
+    input_grad_taps(r.c, y, x, allow_joined, r.list, &g);
+    return g;
+}
+
+// Strides of two: one copy of the output gradient serves all phases, and their sums go to whole rows. False where the map
+// has images in its lanes or a phase is missing.
+bool input_grad_together(const InputGrad& r, i64* floats) {
+    const gossamer_conv& c = r.c;
+    const i64 phases = c.stride_h * c.stride_w;
+    if (c.stride_h > 2 || c.stride_w > 2 || phases == 1 || c.kernel_h * c.kernel_w == 1 || c.in_h < c.stride_h || c.in_w < c.stride_w)
+        return false;
+    Gather g[kMaxPhases];
+    const auto describe = [&](bool allow_joined) {
+        i64 used = 0;
+        for (i64 i = 0; i < phases; i++) {
+            g[i] = input_grad_phase(r, i / c.stride_w, i % c.stride_w, allow_joined, used);
+            used += g[i].column * g[i].columns;
+        }
+    };
+    describe(false);
+    Gather all = g[0];
+    all.columns = (int)(c.kernel_h * c.kernel_w);  // every tap belongs to one phase
+    const Plan p = make_plan(all, r.threads, false);
+    if (p.shape != kRows && p.shape != kFlat) return false;
+    if (p.shape == kRows) describe(true);
+    *floats = run_gather(c, g, (int)phases, p, r.threads, r.memory);
+    return true;
+}
+
+i64 input_grad_by_phase(const InputGrad& r) {
+    const gossamer_conv& c = r.c;
+    const bool gaps = phases_reached(c.kernel_h, c.stride_h, c.dil_h) * phases_reached(c.kernel_w, c.stride_w, c.dil_w) <
+                      c.stride_h * c.stride_w;  // some inputs are touched by no tap
+    if (gaps && r.memory) fill_zero(r.grad_input, c.batch * c.in_channels * c.in_h * c.in_w);
+    i64 floats = 0;
+    for (i64 y = 0; y < least(c.stride_h, c.in_h); y++)
+        for (i64 x = 0; x < least(c.stride_w, c.in_w); x++) {
+            Gather g = input_grad_phase(r, y, x, true, 0);
+            if (g.columns == 0) continue;
+            const Plan p = make_plan(g, r.threads, false);
+            if (p.shape != kRows) input_grad_taps(c, y, x, false, r.list, &g);
+            if (p.shape == kStretches) join_taps(&g);
+            floats = most(floats, run_gather(c, &g, 1, p, r.threads, r.memory));
+        }
+    return floats;
+}
+
 int input_grad(const gossamer_conv& c, const float* grad_output, const float* weight, float* grad_input, int threads) {
-    threads = useful_threads(c, threads);
+    InputGrad r = {c, grad_output, weight, grad_input, useful_threads(c, threads), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     const i64 connections = c.indptr[c.out_channels], kernel = c.kernel_h * c.kernel_w;
     const i64 lists = 2 * (c.kernel_h + c.kernel_w), graph = c.in_channels + 1 + 2 * connections;
     const i64 tables = round_up(graph + lists + 3 * kernel, kLanes);
@@ -67,31 +141,14 @@ int input_grad(const gossamer_conv& c, const float* grad_output, const float* we
         const bool sizing = pass == 0;
         float* memory = scratch(tables + floats);
         if (!memory) return GOSSAMER_NO_MEMORY;
-        int32_t* begin = reinterpret_cast<int32_t*>(memory);
-        int32_t *output = begin + c.in_channels + 1, *position = output + connections, *list = position + connections;
-        if (!sizing) transpose_connections(c, weight, begin, output, position);
-        const bool gaps = phases_reached(c.kernel_h, c.stride_h, c.dil_h) * phases_reached(c.kernel_w, c.stride_w, c.dil_w) <
-                          c.stride_h * c.stride_w;  // some inputs are touched by no tap
-        if (gaps && !sizing) fill_zero(grad_input, c.batch * c.in_channels * c.in_h * c.in_w);
-        for (i64 y = 0; y < least(c.stride_h, c.in_h); y++)
-            for (i64 x = 0; x < least(c.stride_w, c.in_w); x++) {
-                Gather g;
-                describe_input_grad(c, y, x, &g);
-                g.src = grad_output;
-                g.weight = kernel == 1 ? reinterpret_cast<const float*>(position) : weight;
-                g.dst = grad_input;
-                g.begin = begin;
-                g.source = output;
-                g.position = kernel == 1 ? nullptr : position;
-                g.tap_row = list + lists;
-                g.tap_col = g.tap_row + kernel;
-                g.tap_weight = g.tap_col + kernel;
-                input_grad_taps(c, y, x, true, list, &g);
-                if (g.columns == 0) continue;
-                const Plan p = make_plan(g, threads, false);
-                if (p.shape != kRows) input_grad_taps(c, y, x, false, list, &g);
-                floats = most(floats, run_gather(c, g, p, threads, sizing ? nullptr : memory + tables));
-            }
+        r.begin = reinterpret_cast<int32_t*>(memory);
+        r.output = r.begin + c.in_channels + 1;
+        r.position = r.output + connections;
+        r.list = r.position + connections;
+        r.taps = r.list + lists;
+        r.memory = sizing ? nullptr : memory + tables;
+        if (!sizing) transpose_connections(c, weight, r.begin, r.output, r.position);
+        if (!input_grad_together(r, &floats)) floats = input_grad_by_phase(r);
     }
     return GOSSAMER_OK;
 }
@@ -119,6 +176,7 @@ const char* kernel_name(const gossamer_conv& c, char pass) {
         case kRows: return g.column > 1 ? "rows, taps in columns" : "rows";
         case kFlat: return "rows run together";
         case kBatch: return p.by_position ? "images in lanes, by position" : "images in lanes";
+        case kStretches: return "stretches in lanes";
         case kPoints: return "points";
     }
     return "none";

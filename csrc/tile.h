@@ -7,14 +7,20 @@ namespace gossamer {
 namespace {
 
 constexpr int kMaxRows = kLanes == 16 ? 16 : 4;  // of a tile one vector wide
-constexpr int kMaxVectors = kLanes == 16 ? 3 : 2;  // along a row, where a column has several taps
+constexpr int kMaxVectors = 2;                     // along a row, where a column has several taps
 constexpr int kMaxFlat = 8;                        // along a row, where it has one
 
 // The most rows of a tile that is `vectors` wide: its sums must stay in registers.
 GS_INLINE int most_rows(i64 vectors) {
     if (kLanes < 16) return vectors <= 2 ? 4 : vectors <= 4 ? 2 : 1;
-    return vectors == 1 ? 16 : vectors == 2 ? 12 : vectors == 3 ? 8 : vectors == 4 ? 6 : vectors <= 6 ? 4 : 3;
+    return vectors == 1 ? 16 : vectors == 2 ? 12 : vectors <= 4 ? 6 : vectors <= 6 ? 4 : 3;
 }
+
+// A column of taps, one source row apart, in bytes: the first one's source from the first one of the column before (or
+// from the plane), its weight from the connection's first.
+struct Column {
+    i64 source, weight;
+};
 
 struct Tile {
     const float* planes;    // source plane 0, at the tile's first position
@@ -23,51 +29,25 @@ struct Tile {
     i64 first, last;        // connections
     const float* weight;
     i64 kernel;
+    i64 weight_step;        // floats from weight to weight of a column
     int columns;
-    const i64* offset;          // [columns]
-    const i64* tap_weight;      // [columns * column]
+    const Column* column;
     float* to;                  // destination: row r at to + r * to_pitch, `count` floats of each
     i64 to_pitch, count;
     float bias, floor;
     bool stream;                // past the caches; all of `to` is aligned then
 };
 
-template <int KH, int S, int R, int V>
-void tile(const Tile& t) {
-    constexpr int rows = (R - 1) * S + KH;
-    vec acc[R][V];
+template <int R, int V>
+GS_INLINE void start_tile(const Tile& t, vec (&acc)[R][V]) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
         for (int v = 0; v < V; v++) acc[r][v] = broadcast(t.bias);
-    const i64 pitch = t.pitch, odd = t.odd, back = pitch - odd;
-    const int columns = t.columns;
-    const i64* offset = t.offset;
-    for (i64 e = t.first; e < t.last; e++) {
-        const float* x = t.planes + t.source[e] * t.plane;
-        const float* w = t.weight + (t.position ? t.position[e] : e) * t.kernel;
-        const i64* tap = t.tap_weight;
-        for (int j = 0; j < columns; j++, tap += KH) {
-            const float* xr = x + offset[j];
-            vec weight[KH];
-#pragma GCC unroll 8
-            for (int i = 0; i < KH; i++) weight[i] = KH > 1 ? pin(broadcast(w[tap[i]])) : broadcast(w[tap[i]]);
-#pragma GCC unroll 32
-            for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 16
-                for (int v = 0; v < V; v++) {
-                    const vec in = KH > 1 ? pin(load(xr + v * kLanes)) : load(xr + v * kLanes);
-#pragma GCC unroll 8
-                    for (int i = 0; i < KH; i++)
-                        if (r >= i && (r - i) % S == 0 && (r - i) / S < R) acc[(r - i) / S][v] = fma(weight[i], in, acc[(r - i) / S][v]);
-                }
-                if (r + 1 < rows) {
-                    xr += S == 1 ? pitch : r & 1 ? back : odd;
-                    pin(xr);
-                }
-            }
-        }
-    }
+}
+
+template <int R, int V>
+GS_INLINE void store_tile(const Tile& t, const vec (&acc)[R][V]) {
     const vec floor = broadcast(t.floor);
     const i64 last = t.count - (V - 1) * kLanes;  // floats wanted of each row's last vector
 #pragma GCC unroll 16
@@ -84,89 +64,223 @@ void tile(const Tile& t) {
     }
 }
 
+// The source plane and the weights of connection e.
+GS_INLINE const char* source_of(const Tile& t, i64 e) { return reinterpret_cast<const char*>(t.planes + t.source[e] * t.plane); }
+GS_INLINE const char* weights_of(const Tile& t, i64 e) {
+    return reinterpret_cast<const char*>(t.weight + (t.position ? t.position[e] : e) * t.kernel);
+}
+
+// Single taps: every sum takes a vector of its own from memory.
+template <int R, int V>
+void single_tile(const Tile& t) {
+    vec acc[R][V];
+    start_tile(t, acc);
+    const i64 pitch = t.pitch * (i64)sizeof(float);
+    for (i64 e = t.first; e < t.last; e++) {
+        const char *x = source_of(t, e), *w = weights_of(t, e);
+        const Column* column = t.column;
+        for (int j = 0; j < t.columns; j++, column++) {
+            x += column->source;
+            const char* row = x;
+            const vec weight = broadcast(*reinterpret_cast<const float*>(w + column->weight));
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++) {
+#pragma GCC unroll 16
+                for (int v = 0; v < V; v++) acc[r][v] = fma(weight, load(reinterpret_cast<const float*>(row) + v * kLanes), acc[r][v]);
+                if (r + 1 < R) {
+                    row += pitch;
+                    pin(row);
+                }
+            }
+        }
+    }
+    store_tile(t, acc);
+}
+
+template <int i>
+struct Constant {
+    static constexpr int value = i;
+};
+
+// f(Constant<0>()), ..., f(Constant<N - 1>())
+template <int N, int I = 0, typename F>
+GS_INLINE void each(const F& f) {
+    if constexpr (I < N) {
+        f(Constant<I>());
+        each<N, I + 1>(f);
+    }
+}
+
+// Multiples of the row pitch, in bytes, from which every row's address is one operand: `row` = x + k * pitch.
+struct Pitch {
+    i64 one, three, five, seven;
+};
+
+template <int k, int bytes>
+GS_INLINE vec load_row(const char* x0, const char* x8, const char* x16, const Pitch& p) {
+    const char* x = k < 8 ? x0 : k < 16 ? x8 : x16;
+    switch (k % 8) {
+        case 0: return load_now<0, bytes>(x, 0);
+        case 1: return load_now<1, bytes>(x, p.one);
+        case 2: return load_now<2, bytes>(x, p.one);
+        case 3: return load_now<1, bytes>(x, p.three);
+        case 4: return load_now<4, bytes>(x, p.one);
+        case 5: return load_now<1, bytes>(x, p.five);
+        case 6: return load_now<2, bytes>(x, p.three);
+        default: return load_now<1, bytes>(x, p.seven);
+    }
+}
+
+// The order of a tile's loads and multiply-adds. In step s row s is loaded; tap i of the column meets the row that was loaded
+// `ahead + i * delay` steps before, so that the KH additions to one sum stand (delay + 1) * KH * V multiply-adds apart.
+template <int KH, int R, int V>
+struct Order {
+    static constexpr int room = (kRegisters - R * V - KH - 1) / V;  // rows that can wait in registers
+    static constexpr int wanted = (kRegisters == 32 ? 8 : 4) / (KH * V), allowed = (room - 1) / (KH - 1);
+    static constexpr int delay = room < 1 ? 0 : wanted < allowed ? wanted : allowed;
+    static constexpr int spare = room - 1 - delay * (KH - 1), ahead = spare < 0 ? 0 : spare < 4 ? spare : 4;
+    static constexpr int early = KH - 1;                    // a weight is loaded as soon as the column before is done with its register
+    static constexpr int steps = ahead + (KH - 1) * delay;  // after the last load
+};
+
+// Columns of KH taps, W of them in one run of instructions; rows step by S.
+template <int KH, int W, int S, int R, int V>
+void tile(const Tile& t) {
+    constexpr int rows = (R - 1) * S + KH, total = W * rows;
+    typedef Order<KH, R, V> order;
+    vec acc[R][V];
+    start_tile(t, acc);
+    Pitch pitch = {t.pitch * (i64)sizeof(float), t.pitch * 3 * (i64)sizeof(float), t.pitch * 5 * (i64)sizeof(float), t.pitch * 7 * (i64)sizeof(float)};
+    pin(pitch.one), pin(pitch.three), pin(pitch.five), pin(pitch.seven);
+    const i64 weight_step = t.weight_step * (i64)sizeof(float), odd = t.odd * (i64)sizeof(float);
+    const char *source = nullptr, *weights = nullptr;
+    if (t.first < t.last) source = source_of(t, t.first), weights = weights_of(t, t.first);
+    for (i64 e = t.first; e < t.last;) {
+        const char *x = source, *w = weights;
+        e++;
+        if (e < t.last) source = source_of(t, e), weights = weights_of(t, e);  // early, to be there when the next turn begins
+        const Column* column = t.column;
+        for (int j = 0; j < t.columns; j += W, column += W) {
+            const char *x8 = x, *x16 = x, *y = x, *y8 = x, *wj[W];
+            vec in[total][V], weight[KH];
+            each<total + order::steps>([&](auto step) __attribute__((always_inline)) {
+                constexpr int s = decltype(step)::value;
+                if constexpr (s < total) {
+                    constexpr int row = s % rows;
+                    if constexpr (row == 0) {
+                        const i64 to_column = column[s / rows].source;
+                        x += to_column;
+                        x8 = x + 8 * pitch.one;
+                        pin(x), pin(x8);
+                        if constexpr (S == 2) y = x + odd, y8 = x8 + odd, pin(y), pin(y8);
+                    }
+                    if constexpr (row == 16 * S) x16 = x8 + 8 * pitch.one, pin(x16);
+                    each<V>([&](auto vector) __attribute__((always_inline)) {
+                        constexpr int v = decltype(vector)::value;
+                        in[s][v] = S == 1 || row % 2 == 0 ? load_row<row / S, v * (int)sizeof(vec)>(x, x8, x16, pitch)
+                                                          : load_row<row / S, v * (int)sizeof(vec)>(y, y8, y8, pitch);
+                    });
+                }
+#pragma GCC unroll 8
+                for (int i = 0; i < KH; i++) {
+                    const int at = s + order::early - order::ahead - i * (order::delay + 1);  // 0 when tap i's weight is due
+                    if ((at >= 0 && at < total && at % rows == 0) || (s == 0 && at > 0)) {
+                        const int column_at = at / rows;
+                        if (i == 0) wj[column_at] = w + column[column_at].weight;
+                        weight[i] = broadcast_now(wj[column_at] + i * weight_step);
+                    }
+                    const int u = s - order::ahead - i * order::delay, row = u % rows;
+                    if (u < 0 || u >= total || row < i || (row - i) % S || (row - i) / S >= R) continue;
+#pragma GCC unroll 2
+                    for (int v = 0; v < V; v++) accumulate(acc[(row - i) / S][v], weight[i], in[u][v]);
+                }
+            });
+        }
+    }
+    store_tile(t, acc);
+}
+
 typedef void (*TileFunction)(const Tile&);
 
-template <int KH, int S, int V>
+template <int KH, int W, int S, int R, int V>
+TileFunction tile_of_size() {
+    if constexpr (KH == 1)
+        return single_tile<R, V>;
+    else
+        return tile<KH, W, S, R, V>;
+}
+
+template <int KH, int W, int S, int V>
 TileFunction tile_of_rows(int rows) {
     switch (rows) {
-        case 1: return tile<KH, S, 1, V>;
-        case 2: return tile<KH, S, 2, V>;
-        case 3: return tile<KH, S, 3, V>;
-        case 4: return tile<KH, S, 4, V>;
+        case 1: return tile_of_size<KH, W, S, 1, V>();
+        case 2: return tile_of_size<KH, W, S, 2, V>();
+        case 3: return tile_of_size<KH, W, S, 3, V>();
+        case 4: return tile_of_size<KH, W, S, 4, V>();
 #if defined(__AVX512F__)
-        case 5: return tile<KH, S, 5, V>;
-        case 6: return tile<KH, S, 6, V>;
-        case 7: return tile<KH, S, 7, V>;
-        case 8: return tile<KH, S, 8, V>;
+        case 5: return tile_of_size<KH, W, S, 5, V>();
+        case 6: return tile_of_size<KH, W, S, 6, V>();
+        case 7: return tile_of_size<KH, W, S, 7, V>();
+        case 8: return tile_of_size<KH, W, S, 8, V>();
+        case 9: return tile_of_size<KH, W, S, 9, V>();
+        case 10: return tile_of_size<KH, W, S, 10, V>();
+        case 11: return tile_of_size<KH, W, S, 11, V>();
+        case 12: return tile_of_size<KH, W, S, 12, V>();
 #endif
     }
 #if defined(__AVX512F__)
-    if constexpr (V < 3) switch (rows) {
-            case 9: return tile<KH, S, 9, V>;
-            case 10: return tile<KH, S, 10, V>;
-            case 11: return tile<KH, S, 11, V>;
-            case 12: return tile<KH, S, 12, V>;
-        }
     if constexpr (V == 1) switch (rows) {
-            case 13: return tile<KH, S, 13, V>;
-            case 14: return tile<KH, S, 14, V>;
-            case 15: return tile<KH, S, 15, V>;
-            case 16: return tile<KH, S, 16, V>;
+            case 13: return tile_of_size<KH, W, S, 13, V>();
+            case 14: return tile_of_size<KH, W, S, 14, V>();
+            case 15: return tile_of_size<KH, W, S, 15, V>();
+            case 16: return tile_of_size<KH, W, S, 16, V>();
         }
 #endif
     return nullptr;
 }
 
-template <int KH, int S>
+template <int KH, int W, int S>
 TileFunction tile_of(int rows, int vectors) {
-    switch (vectors) {
-        case 1: return tile_of_rows<KH, S, 1>(rows);
-        case 2: return tile_of_rows<KH, S, 2>(rows);
-#if defined(__AVX512F__)
-        case 3: return tile_of_rows<KH, S, 3>(rows);
-#endif
-    }
-    return nullptr;
+    return vectors == 1 ? tile_of_rows<KH, W, S, 1>(rows) : tile_of_rows<KH, W, S, 2>(rows);
 }
 
 template <int V>
 TileFunction wide_tile(int rows) {
     switch (rows) {
-        case 1: return tile<1, 1, 1, V>;
+        case 1: return single_tile<1, V>;
 #if defined(__AVX512F__)
-        case 2: return tile<1, 1, 2, V>;
-        case 3: return tile<1, 1, 3, V>;
+        case 2: return single_tile<2, V>;
+        case 3: return single_tile<3, V>;
 #else
-        case 2: if constexpr (V <= 4) return tile<1, 1, 2, V>;
+        case 2: if constexpr (V <= 4) return single_tile<2, V>;
 #endif
     }
 #if defined(__AVX512F__)
-    if constexpr (V <= 6) if (rows == 4) return tile<1, 1, 4, V>;
+    if constexpr (V <= 6) if (rows == 4) return single_tile<4, V>;
     if constexpr (V <= 4) {
-        if (rows == 5) return tile<1, 1, 5, V>;
-        if (rows == 6) return tile<1, 1, 6, V>;
+        if (rows == 5) return single_tile<5, V>;
+        if (rows == 6) return single_tile<6, V>;
     }
 #endif
     return nullptr;
 }
 
 // The tile for columns of `column` taps; steps of two rows only for columns of three.
-TileFunction find_tile(int column, i64 step, int rows, int vectors) {
+TileFunction find_tile(int column, int columns, i64 step, int rows, int vectors) {
     if (column == 1) switch (vectors) {
-#if !defined(__AVX512F__)
             case 3: return wide_tile<3>(rows);
-#endif
             case 4: return wide_tile<4>(rows);
             case 5: return wide_tile<5>(rows);
             case 6: return wide_tile<6>(rows);
             case 7: return wide_tile<7>(rows);
             case 8: return wide_tile<8>(rows);
-            default: return tile_of<1, 1>(rows, vectors);
+            default: return tile_of<1, 1, 1>(rows, vectors);
         }
-    if (column == 2) return tile_of<2, 1>(rows, vectors);
-    if (column == 3) return step == 2 ? tile_of<3, 2>(rows, vectors) : tile_of<3, 1>(rows, vectors);
-    if (column == 5) return tile_of<5, 1>(rows, vectors);
-    return tile_of<7, 1>(rows, vectors);
+    if (column == 2) return tile_of<2, 1, 1>(rows, vectors);
+    if (column == 3 && step == 2) return tile_of<3, 1, 2>(rows, vectors);
+    if (column == 3) return columns % 3 == 0 ? tile_of<3, 3, 1>(rows, vectors) : tile_of<3, 1, 1>(rows, vectors);
+    if (column == 5) return tile_of<5, 1, 1>(rows, vectors);
+    return tile_of<7, 1, 1>(rows, vectors);
 }
 
 }  // namespace

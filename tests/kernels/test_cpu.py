@@ -134,6 +134,39 @@ def test_layers_of_networks_agree_with_the_reference(layer: tuple[int, ...]) -> 
     )
 
 
+@pytest.mark.parametrize(
+    ("kernel", "padding", "size", "batch"),
+    [
+        *(((1, 7), (0, 3), (17, 17), 1), ((7, 1), (3, 0), (17, 17), 3), ((1, 3), (2, 1), (13, 19), 2)),
+        *(((3, 1), (0, 0), (20, 18), 9), ((1, 5), (0, 0), (17, 23), 2), ((1, 7), (0, 3), (40, 9), 1)),
+    ],
+)
+def test_one_dimensional_kernels_agree_with_the_reference(
+    kernel: tuple[int, int], padding: tuple[int, int], size: tuple[int, int], batch: int
+) -> None:
+    """On maps whose width fills vectors badly, where stretches of the map lie in the lanes (with AVX-512 they do)."""
+    csr = pattern(12, 20, 0.3, 0)
+    geometry = ([1, 1], [*padding], [1, 1])
+    agrees(torch.randn(batch, 12, *size), torch.randn(len(csr[1]), *kernel), csr, geometry)
+    if cpu.info()["isa"] == "avx512":
+        for operation in ("forward", "input_grad"):
+            assert cpu.kernel_name(operation, (batch, 12, *size), kernel, *csr, *geometry) == "stretches in lanes"
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 2), (5, 5), (1, 3), (7, 7), (4, 3)])
+@pytest.mark.parametrize("size", [(2, 2), (9, 14), (30, 30), (41, 19), (57, 64)])
+@pytest.mark.parametrize("stride", [(2, 2), (2, 1), (1, 2)])
+def test_phases_of_strided_layers_agree_with_the_reference(
+    kernel: tuple[int, int], size: tuple[int, int], stride: tuple[int, int]
+) -> None:
+    """The input gradient gathers all phases of a stride of two in one go."""
+    csr = pattern(10, 14, 0.3, 0)
+    for padding, dilation in (([0, 0], [1, 1]), ([1, 2], [1, 1]), ([3, 3], [2, 1]), ([4, 6], [2, 2])):
+        if all(s + 2 * p > d * (k - 1) for s, p, d, k in zip(size, padding, dilation, kernel, strict=True)):
+            weight = torch.randn(len(csr[1]), *kernel)
+            agrees(torch.randn(2, 10, *size), weight, csr, ([*stride], padding, dilation))
+
+
 @every_sample
 def test_samples_agree_with_the_reference(sample: Sample) -> None:
     x, w, *csr = sample.tensors(torch.float32)
