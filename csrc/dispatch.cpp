@@ -137,22 +137,22 @@ int gossamer_max_pool_grad(const gossamer_pool* p, const float* grad_output, con
 }
 
 int gossamer_batch_norm(const gossamer_norm* n, const float* input, const float* scale, const float* shift, float epsilon,
-                        float* mean, float* variance, float* output, int threads) {
+                        int relu, float* mean, float* variance, float* output, int threads) {
     const int status = check(n);
     if (status) return status;
     if (!input || !mean || !variance || !output) return GOSSAMER_NULL_POINTER;
-    choice().chosen.norm->batch_norm(*n, input, scale, shift, epsilon, mean, variance, output, threads);
+    choice().chosen.norm->batch_norm(*n, input, scale, shift, epsilon, relu != 0, mean, variance, output, threads);
     return GOSSAMER_OK;
 }
 
 int gossamer_batch_norm_grad(const gossamer_norm* n, const float* grad_output, const float* input, const float* scale,
-                             const float* mean, const float* variance, float epsilon, float* grad_input, float* grad_scale,
-                             float* grad_shift, int threads) {
+                             const float* shift, const float* mean, const float* variance, float epsilon, int relu,
+                             float* grad_input, float* grad_scale, float* grad_shift, int threads) {
     const int status = check(n);
     if (status) return status;
     if (!grad_output || !input || !mean || !variance || !grad_input || !grad_scale || !grad_shift) return GOSSAMER_NULL_POINTER;
-    choice().chosen.norm->batch_norm_grad(*n, grad_output, input, scale, mean, variance, epsilon, grad_input, grad_scale,
-                                          grad_shift, threads);
+    choice().chosen.norm->batch_norm_grad(*n, grad_output, input, scale, shift, mean, variance, epsilon, relu != 0,
+                                          grad_input, grad_scale, grad_shift, threads);
     return GOSSAMER_OK;
 }
 

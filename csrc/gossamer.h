@@ -89,15 +89,17 @@ typedef struct gossamer_norm {
 } gossamer_norm;
 
 /* mean and variance [channels] of each channel (the variance divided by batch * area), and with them
- * output = (input - mean[c]) / sqrt(variance[c] + epsilon) * scale[c] + shift[c]; scale (1) and shift (0) may be NULL. */
+ * output = (input - mean[c]) / sqrt(variance[c] + epsilon) * scale[c] + shift[c]; scale (1) and shift (0) may be NULL.
+ * With relu, output = max(0, output), where what is not a number stays so. */
 GOSSAMER_API int gossamer_batch_norm(const gossamer_norm* norm, const float* input, const float* scale, const float* shift,
-                                     float epsilon, float* mean, float* variance, float* output, int threads);
+                                     float epsilon, int relu, float* mean, float* variance, float* output, int threads);
 
 /* grad_input [as input], grad_scale and grad_shift [channels] from grad_output [as output], for the channels' own mean and
- * variance, as gossamer_batch_norm wrote them. */
+ * variance, as gossamer_batch_norm wrote them. shift is read only with relu, to know where the output was 0. */
 GOSSAMER_API int gossamer_batch_norm_grad(const gossamer_norm* norm, const float* grad_output, const float* input,
-                                          const float* scale, const float* mean, const float* variance, float epsilon,
-                                          float* grad_input, float* grad_scale, float* grad_shift, int threads);
+                                          const float* scale, const float* shift, const float* mean,
+                                          const float* variance, float epsilon, int relu, float* grad_input,
+                                          float* grad_scale, float* grad_shift, int threads);
 
 /* A sentence for a status; never NULL. */
 GOSSAMER_API const char* gossamer_status_text(int status);

@@ -20,10 +20,10 @@ struct PoolKernels {
 
 struct NormKernels {
     void (*batch_norm)(const gossamer_norm&, const float* input, const float* scale, const float* shift, float epsilon,
-                       float* mean, float* variance, float* output, int threads);
+                       bool relu, float* mean, float* variance, float* output, int threads);
     void (*batch_norm_grad)(const gossamer_norm&, const float* grad_output, const float* input, const float* scale,
-                            const float* mean, const float* variance, float epsilon, float* grad_input, float* grad_scale,
-                            float* grad_shift, int threads);
+                            const float* shift, const float* mean, const float* variance, float epsilon, bool relu,
+                            float* grad_input, float* grad_scale, float* grad_shift, int threads);
 };
 
 static inline int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {

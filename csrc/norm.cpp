@@ -64,6 +64,12 @@ GS_INLINE vec some(const float* p, int lanes, float outside) {
     return lanes == kLanes ? load(p) : load_between(p, 0, lanes, broadcast(outside));
 }
 
+// The gradient of max(0, y) at y, given that of the result; where y is not a number it passes, as in PyTorch.
+template <bool relu>
+GS_INLINE vec through(vec y, vec grad) {
+    return relu ? select(beats(y, zero()), grad, zero()) : grad;
+}
+
 struct Call {
     const gossamer_norm& n;
     const float *grad_output, *input, *scale, *shift;
@@ -97,36 +103,44 @@ void moments(const Call& c, i64 channel) {
     c.variance[channel] = (float)(squares > 0 ? squares / count : squares * 0);
 }
 
+template <bool relu>
 void normalise(const Call& c, i64 channel) {
     moments(c, channel);
     const float* x = c.input;
     const vec minus = broadcast(-c.mean[channel]), shift = broadcast(c.shift ? c.shift[channel] : 0);
     const vec factor = broadcast((float)((c.scale ? c.scale[channel] : 1) * inverse_deviation(c, channel)));
-    fill(c.n, channel, c.output, [&](i64 at, int lanes) { return fma(add(some(x + at, lanes, 0), minus), factor, shift); });
+    fill(c.n, channel, c.output, [&](i64 at, int lanes) {
+        const vec y = fma(add(some(x + at, lanes, 0), minus), factor, shift);
+        return relu ? max(zero(), y) : y;  // of the two the second where that is not a number
+    });
 }
 
 // With g the gradient, d = input - mean, r = 1 / deviation and M the channel's floats:
 // grad_shift = sum g, grad_scale = r sum g d, grad_input = scale r (g - grad_shift / M - d r grad_scale / M).
+// After a ReLU, g is what passes it: the output is computed anew, exactly as `normalise` did, to see where.
+template <bool relu>
 void gradient(const Call& c, i64 channel) {
     const float *x = c.input, *g = c.grad_output, mean = c.mean[channel];
-    const vec minus = broadcast(-mean);
+    const double r = inverse_deviation(c, channel), factor = (c.scale ? c.scale[channel] : 1) * r;
+    const vec minus = broadcast(-mean), for_g = broadcast((float)factor), above = broadcast(c.shift ? c.shift[channel] : 0);
     double shift = 0, product = 0;
     pieces(c.n, channel, [&](const Piece& p) {
         const Sums s = sums(p, [&](i64 at, int lanes, vec& a, vec& b) {
-            const vec v = some(g + at, lanes, 0);
+            const vec d = add(some(x + at, lanes, mean), minus);
+            const vec v = through<relu>(fma(d, for_g, above), some(g + at, lanes, 0));
             a = add(a, v);
-            b = fma(v, add(some(x + at, lanes, mean), minus), b);
+            b = fma(v, d, b);
         });
         shift += s.a, product += s.b;
     });
-    const double r = inverse_deviation(c, channel), floats = (double)(c.n.batch * c.n.area);
+    const double floats = (double)(c.n.batch * c.n.area);
     c.grad_shift[channel] = (float)shift;
     c.grad_scale[channel] = (float)(product * r);
-    const double factor = (c.scale ? c.scale[channel] : 1) * r;
-    const vec for_g = broadcast((float)factor), for_d = broadcast((float)(-factor * r * r * product / floats));
+    const vec for_d = broadcast((float)(-factor * r * r * product / floats));
     const vec rest = broadcast((float)(-factor * shift / floats));
     fill(c.n, channel, c.grad_input, [&](i64 at, int lanes) {
-        return fma(some(g + at, lanes, 0), for_g, fma(add(some(x + at, lanes, 0), minus), for_d, rest));
+        const vec d = add(some(x + at, lanes, 0), minus);
+        return fma(through<relu>(fma(d, for_g, above), some(g + at, lanes, 0)), for_g, fma(d, for_d, rest));
     });
 }
 
@@ -144,16 +158,17 @@ int useful_threads(const gossamer_norm& n, int threads) {
 }
 
 void batch_norm(const gossamer_norm& n, const float* input, const float* scale, const float* shift, float epsilon,
-                float* mean, float* variance, float* output, int threads) {
+                bool relu, float* mean, float* variance, float* output, int threads) {
     Call c = {n, nullptr, input, scale, shift, epsilon, mean, variance, output, nullptr, nullptr, nullptr};
-    parallel(useful_threads(n, threads), channels<normalise>, &c);
+    parallel(useful_threads(n, threads), relu ? channels<normalise<true>> : channels<normalise<false>>, &c);
 }
 
-void batch_norm_grad(const gossamer_norm& n, const float* grad_output, const float* input, const float* scale, const float* mean,
-                     const float* variance, float epsilon, float* grad_input, float* grad_scale, float* grad_shift, int threads) {
-    Call c = {n, grad_output, input, scale, nullptr, epsilon, const_cast<float*>(mean), const_cast<float*>(variance),
+void batch_norm_grad(const gossamer_norm& n, const float* grad_output, const float* input, const float* scale, const float* shift,
+                     const float* mean, const float* variance, float epsilon, bool relu, float* grad_input, float* grad_scale,
+                     float* grad_shift, int threads) {
+    Call c = {n, grad_output, input, scale, shift, epsilon, const_cast<float*>(mean), const_cast<float*>(variance),
               nullptr, grad_input, grad_scale, grad_shift};
-    parallel(useful_threads(n, threads), channels<gradient>, &c);
+    parallel(useful_threads(n, threads), relu ? channels<gradient<true>> : channels<gradient<false>>, &c);
 }
 
 }  // namespace

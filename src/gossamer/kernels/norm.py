@@ -2,6 +2,7 @@
 
 `gossamer::batch_norm(input, weight, bias, eps)` gives the output and each channel's own mean and variance (divided by the
 count, not by one less), as training wants them. float32; results are `torch.nn.functional.batch_norm`'s, up to rounding.
+With `relu` the output is max(0, output), for which neither direction reads or writes anything more.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ class _Norm(ctypes.Structure):
 
 _LIBRARY, _NORM = cpu._library, ctypes.POINTER(_Norm)
 _TENSORS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-_LIBRARY.gossamer_batch_norm.argtypes = [_NORM, *_TENSORS, ctypes.c_float, *_TENSORS, ctypes.c_int]
+_LIBRARY.gossamer_batch_norm.argtypes = [_NORM, *_TENSORS, ctypes.c_float, ctypes.c_int, *_TENSORS, ctypes.c_int]
 _LIBRARY.gossamer_batch_norm_grad.argtypes = [
-    *(_NORM, *_TENSORS, ctypes.c_void_p, ctypes.c_void_p),
-    *(ctypes.c_float, *_TENSORS, ctypes.c_int),
+    *(_NORM, *_TENSORS, *_TENSORS),
+    *(ctypes.c_float, ctypes.c_int, *_TENSORS, ctypes.c_int),
 ]
 
 
@@ -53,23 +54,32 @@ def _ready(input: Tensor, *vectors: Tensor | None) -> list[Tensor | None]:
     return [None if t is None else t.contiguous() for t in (input, *vectors)]
 
 
-def _forward(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     x, *affine = _ready(input, weight, bias)
-    output, mean, variance = _fake_forward(input, weight, bias, eps)
-    _call(_LIBRARY.gossamer_batch_norm, input, x, *affine, eps, mean, variance, output)
+    output, mean, variance = _fake_forward(input)
+    _call(_LIBRARY.gossamer_batch_norm, input, x, *affine, eps, relu, mean, variance, output)
     return output, mean, variance
 
 
 def _grad(
-    grad: Tensor, input: Tensor, weight: Tensor | None, mean: Tensor, variance: Tensor, eps: float
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+    relu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if grad.shape != input.shape or grad.dtype != torch.float32:
         raise RuntimeError(
             f"batch_norm_grad of an input {[*input.shape]} takes a gradient like it, got {grad.dtype} {[*grad.shape]}"
         )
-    x, *vectors = _ready(input, weight, mean, variance)
-    grads = _fake_grad(grad, input, weight, mean, variance, eps)
-    _call(_LIBRARY.gossamer_batch_norm_grad, input, grad.contiguous(), x, *vectors, eps, *grads)
+    x, *vectors = _ready(input, weight, bias, mean, variance)
+    grads = _fake_grad(grad, input)
+    _call(_LIBRARY.gossamer_batch_norm_grad, input, grad.contiguous(), x, *vectors, eps, relu, *grads)
     return grads
 
 
@@ -89,31 +99,34 @@ def _fake_grad(grad: Tensor, input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Te
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, weight, _, ctx.eps = inputs
+    input, weight, bias, ctx.eps, ctx.relu = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(input, weight, *output[1:])
+    ctx.save_for_backward(input, weight, bias if ctx.relu else None, *output[1:])
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> Sequence[Tensor | None]:
-    input, weight, mean, variance = ctx.saved_tensors
+    input, weight, bias, mean, variance = ctx.saved_tensors
     if torch.is_grad_enabled():  # to be differentiated again, for which PyTorch has the formula
+        if ctx.relu:
+            with torch.no_grad():
+                output = batch_norm(input, weight, bias, ctx.eps, relu=True)[0]
+            grad = torch.ops.aten.threshold_backward(grad, output, 0)
         deviation = (variance + ctx.eps).rsqrt()
         wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
         grads = torch.ops.aten.native_batch_norm_backward(
             grad, input, weight, None, None, mean, deviation, True, ctx.eps, wanted
         )
     else:
-        grads = torch.ops.gossamer.batch_norm_grad(grad, input, weight, mean, variance, ctx.eps)
-    return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None
+        grads = torch.ops.gossamer.batch_norm_grad(grad, input, weight, bias, mean, variance, ctx.eps, ctx.relu)
+    return *(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False)), None, None
 
 
 def register(library: torch.library.Library) -> None:
     """Defines the operators and makes the native kernels their CPU backend."""
-    affine = "Tensor? weight, Tensor? bias, float eps"
-    library.define(f"batch_norm(Tensor input, {affine}) -> (Tensor, Tensor, Tensor)")
+    tensors, rest = "Tensor input, Tensor? weight, Tensor? bias", "float eps, bool relu=False"
+    library.define(f"batch_norm({tensors}, {rest}) -> (Tensor, Tensor, Tensor)")
     library.define(
-        "batch_norm_grad(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor variance, float eps) "
-        "-> (Tensor, Tensor, Tensor)"
+        f"batch_norm_grad(Tensor grad, {tensors}, Tensor mean, Tensor variance, {rest}) -> (Tensor, Tensor, Tensor)"
     )
     for name, native, fake in (
         ("batch_norm", _forward, _fake_forward),
@@ -124,6 +137,8 @@ def register(library: torch.library.Library) -> None:
     torch.library.register_autograd("gossamer::batch_norm", _backward, setup_context=_setup, lib=library)
 
 
-def batch_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def batch_norm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """(output, mean [c], variance [c]) of float32 [n, c, h, w] on the CPU; the output is differentiable."""
-    return torch.ops.gossamer.batch_norm(input, weight, bias, eps)
+    return torch.ops.gossamer.batch_norm(input, weight, bias, eps, relu)
