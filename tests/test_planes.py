@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -213,6 +215,181 @@ def test_other_normalisations_go_to_pytorch() -> None:
         gs.BatchNorm2d(4)(X)
     with pytest.raises(ValueError, match="expected 4D input"):
         gs.BatchNorm2d(8)(X[0])
+
+
+# -- a ReLU after it ---------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Sequential):
+    """As everyone's."""
+
+    def __init__(self, channels: int = 3, **arguments: object) -> None:
+        super().__init__(nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8, **arguments), nn.ReLU(inplace=True))
+
+
+def pairs_of_models(**arguments: object) -> tuple[nn.Module, nn.Module]:
+    """A sparse model whose Sequentials normalise and rectify, and the same with none but PyTorch's layers beside."""
+    model = nn.Sequential(Block(**arguments), nn.Sequential(nn.BatchNorm2d(8, **arguments), nn.ReLU(), nn.AvgPool2d(2)))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    ours = gs.sparsify(model, 0.5)
+    theirs = copy.deepcopy(model)
+    theirs[0][0] = copy.deepcopy(ours[0][0])
+    return ours, theirs
+
+
+def sees(model: nn.Module, x: Tensor) -> set[str]:
+    """The operators of a step: ReLU's, and ours for batch normalisation."""
+    with Operators() as seen:
+        model(x).sum().backward()
+    return {n for n in seen.names if "relu" in n or "clamp" in n or "threshold" in n or "gossamer.batch_norm" in n}
+
+
+NATIVE = {"gossamer.batch_norm", "gossamer.batch_norm_grad"}
+IMAGES = torch.randn(4, 3, 7, 9)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"affine": False}, {"momentum": None, "eps": 0.1}, {"track_running_stats": False}], ids=str
+)
+def test_normalisation_takes_the_relu_along(arguments: dict, value: float) -> None:
+    ours, theirs = pairs_of_models(**arguments)
+    optimizers = [torch.optim.SGD(model.parameters(), 0.01) for model in (ours, theirs)]
+    for _ in range(2):
+        images = [IMAGES.clone().requires_grad_() for _ in range(2)]
+        for model, x, optimizer in zip((ours, theirs), images, optimizers, strict=True):
+            x.data[1, 1, 2, 2] += value
+            optimizer.zero_grad()
+            model(x).pow(2).sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(ours(IMAGES), theirs(IMAGES), rtol=1e-4, atol=1e-4, equal_nan=True)
+        torch.testing.assert_close(images[0].grad, images[1].grad, rtol=1e-3, atol=1e-3, equal_nan=True)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert sees(ours, IMAGES) == NATIVE
+    theirs.load_state_dict(ours.state_dict())
+    assert sees(ours.eval(), IMAGES) >= {"aten.relu", "aten.relu_"}
+    torch.testing.assert_close(ours(IMAGES), theirs.eval()(IMAGES), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_who_rectifies_shows_nowhere_else() -> None:
+    """Names, types, what is printed, parts and copies are as without."""
+    model = nn.Sequential(Block(), Block(8))
+    keys, lines = list(model.state_dict()), str(model[0]).splitlines()
+    sparse = gs.sparsify(model, 0.5)
+    assert [k for k in sparse.state_dict() if "indptr" not in k and "indices" not in k and "_extra" not in k] == keys
+    assert isinstance(sparse[0], Block)
+    shown = str(sparse[0]).splitlines()
+    assert [shown[0], *shown[2:]] == [lines[0], *lines[2:]]
+    assert [type(layer) for layer in sparse[0]] == [gs.SparseConv2d, gs.BatchNorm2d, nn.ReLU]
+    assert nn.Sequential(*list(sparse[0])[:2])(IMAGES).min() < 0
+    kind = type(sparse[0])
+    planes.exchange_layers(sparse)
+    again = gs.sparsify(copy.deepcopy(model), 0.5, inplace=True)
+    for other in (sparse, again, copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse)), copy.copy(sparse)):
+        assert type(other[0]) is type(other[1]) is kind
+        assert sees(other, IMAGES) == NATIVE
+
+
+def test_the_root_may_be_the_sequential() -> None:
+    model = Block()
+    assert gs.sparsify(model, 0.5, inplace=True) is model
+    assert sees(model, IMAGES) == NATIVE
+
+
+HOOKS = [
+    lambda layer, hook: layer.register_forward_hook(hook),
+    lambda layer, hook: layer.register_forward_pre_hook(hook),
+    lambda layer, hook: layer.register_full_backward_hook(hook),
+    lambda layer, hook: layer.register_full_backward_pre_hook(hook),
+    lambda _, hook: nn.modules.module.register_module_forward_hook(hook),
+]
+
+
+@pytest.mark.parametrize("register", HOOKS)
+@pytest.mark.parametrize("layer", [1, 2])
+def test_layers_with_hooks_are_called(layer: int, register: Callable, recwarn: pytest.WarningsRecorder) -> None:
+    """A hook of any kind, before the exchange or after, sees what it saw before."""
+    plain, late = Block(), gs.sparsify(Block(), 0.5)
+    plain[2] = late[2] = nn.ReLU()  # full backward hooks and in-place layers exclude each other
+    seen: list[nn.Module] = []
+    for model in (plain, late):
+        handle = register(model[layer], lambda module, *_: seen.append(module) if len(seen) < 9 else None)
+        before = len(seen)
+        sparse = gs.sparsify(model, 0.5, inplace=True) if model is plain else model
+        assert "aten.relu" in sees(sparse, IMAGES)
+        assert sparse[layer] in seen[before:]
+        handle.remove()
+        assert sees(sparse, IMAGES) == NATIVE
+
+
+def test_what_takes_their_places_is_called() -> None:
+    model = gs.sparsify(Block(), 0.5)
+    model[2] = nn.LeakyReLU()
+    assert model(IMAGES).min() < 0
+    model[2], model[1].forward = nn.ReLU(), lambda x: x - 100
+    assert not model(IMAGES).any()
+    assert type(nn.SyncBatchNorm.convert_sync_batchnorm(gs.sparsify(Block(), 0.5))[2]) is nn.ReLU
+
+
+def test_layers_in_several_places() -> None:
+    """One ReLU after every normalisation, and one normalisation both with and without a ReLU after it."""
+    relu, norm = nn.ReLU(), nn.BatchNorm2d(8)
+    layers = [
+        nn.Conv2d(3, 8, 3),
+        norm,
+        relu,
+        nn.Conv2d(8, 8, 1),
+        relu,
+        nn.Conv2d(8, 8, 1),
+        norm,
+        nn.BatchNorm2d(8),
+        relu,
+    ]
+    ours = gs.sparsify(nn.Sequential(*layers), 0.5)
+    theirs = nn.Sequential(*copy.deepcopy(ours))
+    torch.testing.assert_close(ours(IMAGES), theirs(IMAGES))
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    assert ours[1] is ours[6]
+
+
+def test_a_sequential_with_its_own_forward_stays_what_it_is() -> None:
+    class Own(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return self[2](self[1](self[0](input)) + 1)
+
+    assert type(gs.sparsify(Own(*Block()), 0.5)) is Own
+    for last in (nn.ReLU6(), nn.Identity()):
+        assert type(gs.sparsify(nn.Sequential(*list(Block())[:2], last), 0.5)) is nn.Sequential
+
+
+def test_a_saved_block_loads_with_its_relu(tmp_path: Path) -> None:
+    sparse = gs.sparsify(Block(), 0.5)
+    gs.save(sparse, tmp_path / "model.safetensors")
+    fresh = gs.load(Block(), tmp_path / "model.safetensors")
+    assert sees(fresh, IMAGES) == NATIVE
+    torch.testing.assert_close(fresh(IMAGES), sparse(IMAGES))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("training", [False, True])
+def test_compile_export_and_tracing_see_both(training: bool) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()).train(training)
+    planes.exchange_layers(model)
+    compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X), copy.deepcopy(model)(X))
+    exported = torch.export.export(model, (X,))
+    names = [node.name for node in exported.graph.nodes]
+    assert any("relu" in name for name in names)
+    assert not any("gossamer" in str(node.target) for node in exported.graph.nodes)
+    traced = torch.jit.trace(copy.deepcopy(model), X, check_trace=False)
+    assert "aten::relu" in str(traced.inlined_graph)
+    assert any("aten.relu" in call.name for call in trace(model, (8, 12, 15)).calls)
+
+
+# -- transformations ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own, from jvp

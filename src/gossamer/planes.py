@@ -3,10 +3,13 @@
 PyTorch's fast pooling and batch normalisation want channels-last, and sparse convolutions work on planes. Each class here
 is PyTorch's of the same name, with the same arguments, parameters, buffers and results. float32 planes on the CPU go to
 Gossamer's operators where they are large enough to pay for the call; everything else, `torch.compile` and export included,
-goes to PyTorch's.
+goes to PyTorch's. Inside an `nn.Sequential` a native normalisation computes the ReLU that follows it as well.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise, zip_longest
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +50,17 @@ class BatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` up to rounding; native is training. In evaluation PyTorch is as fast."""
 
     def forward(self, input: Tensor) -> Tensor:
+        output = self._native(input)
+        return super().forward(input) if output is None else output
+
+    def _native(self, input: Tensor, relu: bool = False) -> Tensor | None:
+        """The output, after a ReLU if asked for; none where it is PyTorch that computes."""
         vectors = (self.weight, self.bias, self.running_mean, self.running_var)
         native = self.training and _are_planes(input, LEAST_TRAINED) and all(_is_vector(v) for v in vectors)
         count = input.numel() // input.shape[1] if native else 0
         if count < 2:  # of one value a channel PyTorch says what is wrong
-            return super().forward(input)
-        output, mean, variance = norm.batch_norm(input, self.weight, self.bias, self.eps)
+            return None
+        output, mean, variance = norm.batch_norm(input, self.weight, self.bias, self.eps, relu)
         self._remember(mean, variance, count)
         return output
 
@@ -67,16 +75,67 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance * (count / (count - 1)), share)
 
 
+class _Rectifying(nn.Sequential):
+    """The forward of an `nn.Sequential` in which a native batch normalisation computes the `nn.ReLU` right after it too.
+
+    Both modules stay in their places and know nothing of it. Each call looks anew whether they are what they were and
+    would be called for nothing but their results, so that later hooks and replacements work as ever.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or torch.compiler.is_compiling():
+            return super().forward(input)
+        layers, rectified = list(self), False
+        for layer, after in zip_longest(layers, layers[1:]):
+            if rectified:  # this is the ReLU
+                rectified = False
+                continue
+            output = None
+            if type(layer) is BatchNorm2d and type(after) is nn.ReLU and _is_bare(layer) and _is_bare(after):
+                output = layer._native(input, relu=True)
+            rectified = output is not None
+            input = layer(input) if output is None else output
+        return input
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        (make, (kind, *arguments), *state) = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
+        return _made, (kind.__bases__[-1], make, *arguments), *state
+
+
+_RECTIFYING: dict[type[nn.Module], Any] = {}
+
+
+def _rectifying(kind: type[nn.Module]) -> Any:
+    """The one subclass of `kind`, under the same name, that computes ReLUs as `_Rectifying` does."""
+    if kind not in _RECTIFYING:
+        names = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+        _RECTIFYING[kind] = type(kind.__name__, (_Rectifying, kind), names)
+    return _RECTIFYING[kind]
+
+
+def _made(kind: type[nn.Sequential], make: Any, *arguments: Any) -> Any:
+    """What copies and pickles call: no module has the classes of `_rectifying` by name."""
+    return make(_rectifying(kind), *arguments)
+
+
 def exchange_layers(model: nn.Module) -> None:
     """Put the classes of this module in the places of PyTorch's inside `model`; subclasses stay what they are.
 
-    The new layers share parameters, buffers and hooks with the old ones.
+    The new layers share parameters, buffers and hooks with the old ones. An `nn.Sequential`, and subclasses with its
+    forward, in which a ReLU follows a batch normalisation get a class that computes them at once.
     """
     made: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is not None and type(child) in _EXCHANGED:
                 parent._modules[name] = made.setdefault(child, _like(child))
+        if type(parent).forward is nn.Sequential.forward and _rectifies(parent):
+            parent.__class__ = _rectifying(type(parent))
+
+
+def _rectifies(layers: Any) -> bool:
+    """Whether a ReLU follows one of our batch normalisations."""
+    return any(type(layer) is BatchNorm2d and type(after) is nn.ReLU for layer, after in pairwise(layers))
 
 
 _EXCHANGED: dict[type[nn.Module], type[nn.Module]] = {
@@ -126,6 +185,12 @@ def _is_vector(vector: Tensor | None) -> bool:
 def _is_plain(tensor: Tensor) -> bool:
     """Not a subclass, and followed by none but autograd."""
     return type(tensor) in (Tensor, nn.Parameter) and not transformed(tensor)
+
+
+def _is_bare(layer: nn.Module) -> bool:
+    """Whether a call runs its class's forward and nothing else."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return not (any(hooks) or "forward" in layer.__dict__ or nn.modules.module._has_any_global_hook())
 
 
 def _one(size: int | tuple[int, ...]) -> int | None:
