@@ -30,6 +30,16 @@ def cases(
     return [(shape, theirs(*arguments), ours(*arguments)) for shape, arguments in problems]
 
 
+def rectified(*shapes: tuple[int, ...]) -> list[Case]:
+    """Batch normalisation and an in-place ReLU, as PyTorch computes them and as they are after `sparsify`."""
+    made: list[Case] = []
+    for shape in shapes:
+        pairs = [nn.Sequential(nn.BatchNorm2d(shape[1]), nn.ReLU(inplace=True)) for _ in range(2)]
+        planes.exchange_layers(pairs[1])
+        made.append((shape, *pairs))
+    return made
+
+
 CASES = [
     *cases(
         *(nn.MaxPool2d, gs.MaxPool2d),
@@ -49,6 +59,7 @@ CASES = [
         *(((64, 512, 4, 4), (512,)), ((64, 256, 8, 8), (256,)), ((64, 128, 16, 16), (128,)), ((64, 64, 32, 32), (64,))),
         ((1, 64, 224, 224), (64,)),
     ),
+    *rectified((64, 512, 4, 4), (64, 256, 8, 8), (64, 128, 16, 16), (64, 64, 32, 32), (1, 64, 224, 224)),
 ]
 
 
@@ -84,10 +95,11 @@ def main() -> None:
     print("| layer, input | pass | NCHW ms | channels-last ms | ours ms |\n| --- | --- | ---: | ---: | ---: |")
     for shape, theirs, ours in CASES:
         x = torch.randn(shape)
-        name = type(theirs).__name__
-        if not isinstance(theirs, nn.BatchNorm2d):
+        pools = isinstance(theirs, nn.MaxPool2d | nn.AvgPool2d)
+        name = " + ".join(type(layer).__name__ for layer in (theirs if isinstance(theirs, nn.Sequential) else [theirs]))
+        if pools:
             name += f" {theirs.kernel_size}/{theirs.stride}/{theirs.padding}"
-        for measure in (training,) if isinstance(theirs, nn.BatchNorm2d) else (evaluation, training):
+        for measure in (evaluation, training) if pools else (training,):
             layers = [layer.train(measure is training) for layer in (theirs, ours)]
             calls = [measure(layer, x) for layer in (layers[0], channels_last(layers[0]), layers[1])]
             best = fastest(calls, options.seconds)
