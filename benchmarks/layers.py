@@ -199,8 +199,7 @@ def measure(layer: Layer, densities: Sequence[float], seconds: float, paths: Seq
 def takes(layer: Layer, name: str, density: float) -> str:
     """The path that the rule takes for this pass."""
     c = Connectivity.random(layer.inputs, layer.outputs, density, seed=0)
-    stride = (layer.stride, layer.stride)
-    return cpu.choose_path(PASSES[name], layer.input_shape, layer.kernel, c.connections, layer.outputs, stride)[0]
+    return cpu.choose_path(PASSES[name], layer.input_shape, layer.kernel, c.connections, layer.outputs)[0]
 
 
 def columns(first: str, align: str, densities: Sequence[float], what: str) -> str:

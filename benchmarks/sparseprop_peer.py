@@ -114,10 +114,10 @@ def measure(layer: Layer, batch: int, seconds: float) -> dict[str, float]:
 
 def path(layer: Layer, batch: int) -> str:
     """The path that each pass of ours takes."""
-    shape, kernel, stride = (batch, layer.inputs, layer.size, layer.size), [layer.kernel] * 2, [layer.stride] * 2
+    shape, kernel = (batch, layer.inputs, layer.size, layer.size), [layer.kernel] * 2
     edges = gs.Connectivity.random(layer.inputs, layer.outputs, DENSITY, seed=0).connections
     taken = {
-        letter: cpu.choose_path(operation, shape, kernel, edges, layer.outputs, stride)[0]
+        letter: cpu.choose_path(operation, shape, kernel, edges, layer.outputs)[0]
         for letter, operation in (("f", "forward"), ("i", "input_grad"), ("w", "weight_grad"))
     }
     if len(set(taken.values())) == 1:

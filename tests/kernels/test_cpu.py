@@ -294,12 +294,12 @@ def test_an_index_outside_the_input_is_an_error_and_not_a_crash() -> None:
 
 def test_dense_patterns_take_the_dense_path_and_the_override_keeps_them_from_it() -> None:
     with cpu.use_path("auto"):
-        assert cpu.choose_path("forward", (1, 64, 28, 28), (3, 3), 64 * 64, 64, (1, 1))[0] == "dense"
-        path, reason = cpu.choose_path("forward", (1, 64, 28, 28), (3, 3), 400, 64, (1, 1))
+        assert cpu.choose_path("forward", (1, 64, 28, 28), (3, 3), 64 * 64, 64)[0] == "dense"
+        path, reason = cpu.choose_path("forward", (1, 64, 28, 28), (3, 3), 400, 64)
         assert path == "native"
         assert "density 0.098" in reason
     with cpu.use_path("dense"):
-        assert cpu.choose_path("forward", (1, 64, 28, 28), (3, 3), 400, 64, (1, 1))[0] == "dense"
+        assert cpu.choose_path("forward", (1, 64, 28, 28), (3, 3), 400, 64)[0] == "dense"
     with pytest.raises(ValueError, match="'fast'"), cpu.use_path("fast"):
         pass
 

@@ -203,9 +203,7 @@ def _path(layer: SparseConv2d, size: tuple[int, ...], train: bool, first: bool) 
     edges, pattern = layer.indices.numel(), (layer.indptr, layer.indices)
     chosen = []
     for name in passes:
-        path, why = cpu.choose_path(
-            name, size, layer.kernel_size, edges, layer.out_channels, layer.stride, layer.groups
-        )
+        path, why = cpu.choose_path(name, size, layer.kernel_size, edges, layer.out_channels, layer.groups)
         if path == "native":
             geometry = layer.stride, layer.own_padding, layer.dilation
             path = f"native: {cpu.kernel_name(name, size, layer.kernel_size, *pattern, *geometry)}"

@@ -69,7 +69,7 @@ def _fake_forward(
     groups: int = 1,
 ) -> Tensor:
     size = output_size(input.shape, weight.shape[1:], stride, padding, dilation)
-    native = cpu.takes("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, stride, groups)
+    native = cpu.takes("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, groups)
     return _fake(input, (input.shape[0], indptr.shape[0] - 1, *size), native)
 
 
@@ -85,7 +85,7 @@ def _fake_input_grad(
     groups: int = 1,
 ) -> Tensor:
     kernel = weight.shape[1:]
-    native = cpu.takes("input_grad", grad_output, weight, input_shape, kernel, indptr, indices, stride, groups)
+    native = cpu.takes("input_grad", grad_output, weight, input_shape, kernel, indptr, indices, groups)
     return _fake(grad_output, input_shape, native)
 
 
@@ -173,9 +173,9 @@ def _cpu_precision(operator: Callable[..., Tensor], first: Tensor, second: Tenso
     """float32 where the native kernels compute, which know no other; autocast's on the dense path. Gradients follow."""
     if operator is not sparse_conv2d:
         return torch.promote_types(first.dtype, second.dtype)
-    indptr, indices, stride, *others = rest
+    indptr, indices, _, *others = rest
     connections, outputs, groups = indices.shape[0], indptr.shape[0] - 1, others[2] if len(others) > 2 else 1
-    path, _ = cpu.choose_path("forward", first.shape, second.shape[1:], connections, outputs, stride, groups)
+    path, _ = cpu.choose_path("forward", first.shape, second.shape[1:], connections, outputs, groups)
     return torch.float32 if path == "native" else torch.get_autocast_dtype("cpu")
 
 

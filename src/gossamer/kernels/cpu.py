@@ -35,15 +35,10 @@ __all__ = [
 ]
 
 LIMITS = {
-    "1x1": {"forward": 0.35, "input_grad": 0.3, "weight_grad": 0.15},
-    "1x1 on few positions": {"forward": 0.3, "input_grad": 0.08, "weight_grad": 0.15},
-    "strided, one-dimensional or as large as the map": {"forward": 0.35, "input_grad": 0.25, "weight_grad": 0.25},
-    "other": {"forward": 0.5, "input_grad": 0.4, "weight_grad": 0.4},
+    "1x1": {"forward": 0.35, "input_grad": 0.3, "weight_grad": 0.4},
+    "larger": {"forward": 0.5, "input_grad": 0.4, "weight_grad": 0.4},
 }
-"""Density from which PyTorch's dense convolution is taken, by kind of kernel and pass (measured: docs/kernels.md)."""
-
-FEW_POSITIONS = 500
-"""Output positions, over all images, below which a 1x1 kernel has little to do for each connection it looks up."""
+"""Density from which PyTorch's dense convolution is taken, by kernel size and pass (measured: docs/kernels.md)."""
 
 _PATHS = ("auto", "native", "dense")
 _path = os.environ.get("GOSSAMER_PATH", "auto")
@@ -138,7 +133,6 @@ def choose_path(
     kernel_size: Sequence[int],
     connections: int,
     out_channels: int,
-    stride: Sequence[int],
     groups: int = 1,
 ) -> tuple[str, str]:
     """("native" | "dense", why) for one float32 call of `operation`: "forward", "input_grad" or "weight_grad"."""
@@ -147,20 +141,10 @@ def choose_path(
     if input_shape[1] == 1:
         return "native", "one input channel"
     density = float(connections * groups / (input_shape[1] * out_channels))
-    limit = LIMITS[_kind(input_shape, kernel_size, stride)][operation]
+    limit = LIMITS["1x1" if max(kernel_size) == 1 else "larger"][operation]
     if density < limit:
         return "native", f"density {density:.3f} < {limit}"
     return "dense", f"density {density:.3f} >= {limit}"
-
-
-def _kind(input_shape: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int]) -> str:
-    """The row of LIMITS."""
-    if kernel_size[0] == kernel_size[1] == 1:
-        positions = input_shape[0] * (input_shape[2] // stride[0]) * (input_shape[3] // stride[1])
-        return "1x1" if positions >= FEW_POSITIONS else "1x1 on few positions"
-    if max(stride) > 1 or min(kernel_size) == 1 or kernel_size[0] >= input_shape[2]:
-        return "strided, one-dimensional or as large as the map"
-    return "other"
 
 
 def kernel_name(
@@ -208,13 +192,12 @@ def takes(
     kernel_size: Sequence[int],
     indptr: Tensor,
     indices: Tensor,
-    stride: Sequence[int],
     groups: int,
 ) -> bool:
     """Whether the native kernels compute this call of `operation`; the dense backend does otherwise."""
     if first.device.type != "cpu" or first.dtype != torch.float32 or second.dtype != torch.float32:
         return False
-    path, _ = choose_path(operation, input_shape, kernel_size, indices.shape[0], indptr.shape[0] - 1, stride, groups)
+    path, _ = choose_path(operation, input_shape, kernel_size, indices.shape[0], indptr.shape[0] - 1, groups)
     return path == "native"
 
 
@@ -235,7 +218,7 @@ def sparse_conv2d(
     groups: int = 1,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d`, in native code for float32."""
-    if not takes("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, stride, groups):
+    if not takes("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, groups):
         return dense.sparse_conv2d(input, weight, indptr, indices, stride, padding, dilation, groups)
     input, weight, indptr, indices = input.contiguous(), weight.contiguous(), indptr.contiguous(), indices.contiguous()
     conv = _conv(input.shape, weight.shape[1:], indptr, indices, stride, padding, dilation)
@@ -259,7 +242,7 @@ def sparse_conv2d_input_grad(
     groups: int = 1,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d_input_grad`, in native code for float32."""
-    if not takes("input_grad", grad_output, weight, input_shape, weight.shape[1:], indptr, indices, stride, groups):
+    if not takes("input_grad", grad_output, weight, input_shape, weight.shape[1:], indptr, indices, groups):
         return dense.sparse_conv2d_input_grad(
             grad_output, weight, indptr, indices, input_shape, stride, padding, dilation, groups
         )
@@ -286,7 +269,7 @@ def sparse_conv2d_weight_grad(
     groups: int = 1,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d_weight_grad`, in native code for float32."""
-    if not takes("weight_grad", grad_output, input, input.shape, kernel_size, indptr, indices, stride, groups):
+    if not takes("weight_grad", grad_output, input, input.shape, kernel_size, indptr, indices, groups):
         return dense.sparse_conv2d_weight_grad(
             grad_output, input, indptr, indices, kernel_size, stride, padding, dilation, groups
         )
