@@ -40,7 +40,7 @@ Layout make_layout(i64 rows, i64 cols, i64 step_y, i64 step_x, i64 row_lo, i64 r
     }
     l.rows = rows + (row_hi - row_lo) / step_y;
     i64 pitch = cols + last - shared;
-    if (fit == kVectorRows) pitch = round_up(pitch, kLanes) * 8 <= pitch * 9 ? round_up(pitch, kLanes) : round_up(pitch, 4);
+    if (fit == kVectorRows) pitch = round_up(pitch, kLanes) * 7 <= pitch * 8 ? round_up(pitch, kLanes) : round_up(pitch, 4);
     l.cols = pitch;
     l.pitch = pitch * inner;
     l.phase = l.rows * l.pitch;
