@@ -156,7 +156,9 @@ GS_INLINE void pin(const char*& p) { __asm__("" : "+r"(p)); }
 GS_INLINE void pin(int64_t& p) { __asm__("" : "+r"(p)); }
 
 // Loads and multiply-adds that the compiler leaves in the order they are written in. Processors look only so far ahead, and less
-// where two threads share a core: what waits for a load or for a sum should stand some way behind it.
+// where two threads share a core: what waits for a load or for a sum should stand some way behind it. The compiler does not see
+// what is loaded, so before_loads() goes between them and the stores before.
+GS_INLINE void before_loads() { __asm__ volatile("" : : : "memory"); }
 #if defined(__AVX512F__)
 GS_INLINE void accumulate(vec& sum, vec a, vec b) { __asm__ volatile("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
 GS_INLINE vec broadcast_now(const char* p) {

@@ -7,8 +7,8 @@ namespace gossamer {
 namespace {
 
 constexpr int kMaxRows = kLanes == 16 ? 16 : 4;  // of a tile one vector wide
-constexpr int kMaxVectors = 2;                     // along a row, where a column has several taps
-constexpr int kMaxFlat = 8;                        // along a row, where it has one
+constexpr int kMaxVectors = 2;                   // along a row, where a column has several taps
+constexpr int kMaxFlat = 8;                      // along a row, where it has one
 
 // The most rows of a tile that is `vectors` wide: its sums must stay in registers.
 GS_INLINE int most_rows(i64 vectors) {
@@ -32,10 +32,10 @@ struct Tile {
     i64 weight_step;        // floats from weight to weight of a column
     int columns;
     const Column* column;
-    float* to;                  // destination: row r at to + r * to_pitch, `count` floats of each
+    float* to;              // destination: row r at to + r * to_pitch, `count` floats of each
     i64 to_pitch, count;
     float bias, floor;
-    bool stream;                // past the caches; all of `to` is aligned then
+    bool stream;            // past the caches; all of `to` is aligned then
 };
 
 template <int R, int V>
@@ -150,6 +150,7 @@ void tile(const Tile& t) {
     typedef Order<KH, R, V> order;
     vec acc[R][V];
     start_tile(t, acc);
+    before_loads();
     Pitch pitch = {t.pitch * (i64)sizeof(float), t.pitch * 3 * (i64)sizeof(float), t.pitch * 5 * (i64)sizeof(float), t.pitch * 7 * (i64)sizeof(float)};
     pin(pitch.one), pin(pitch.three), pin(pitch.five), pin(pitch.seven);
     const i64 weight_step = t.weight_step * (i64)sizeof(float), odd = t.odd * (i64)sizeof(float);
