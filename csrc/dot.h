@@ -1,0 +1,240 @@
+// Dot products of the rows of two planes, over several images: the sums of a weight gradient, kept in registers until the end.
+#pragma once
+
+#include "arith.h"
+
+namespace gossamer {
+namespace {
+
+struct Dot {
+    const float *x, *g;     // planes of the first image
+    i64 x_image, g_image;   // floats to the next image's planes
+    i64 images, rows, cols; // rows of `cols` floats
+    i64 pitch, g_pitch;     // floats from row to row
+    const i64* offset;
+    float* sums;            // [taps]
+    const i64* at;          // [columns] floats from x to each column of taps
+    int top, bottom;        // how many of the first and last rows of x are padding (fewer than a column's taps)
+};
+
+template <int T>
+void dot_flat(const Dot& d) {
+    vec acc[T];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; t++) acc[t] = zero();
+    i64 offset[T];
+    for (int t = 0; t < T; t++) offset[t] = d.offset[t];
+    for (i64 n = 0; n < d.images; n++) {
+        const float* x = d.x + n * d.x_image;
+        const float* g = d.g + n * d.g_image;
+        for (i64 r = 0; r < d.rows; r++, x += d.pitch, g += d.g_pitch)
+            for (i64 i = 0; i < d.cols; i += kLanes) {
+                const vec gv = i + kLanes <= d.cols ? load(g + i) : load_first(g + i, (int)(d.cols - i));
+#pragma GCC unroll 16
+                for (int t = 0; t < T; t++) acc[t] = fma(gv, load(x + offset[t] + i), acc[t]);
+            }
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < T; t++) d.sums[t] = sum(acc[t]);
+}
+
+constexpr int kDotTaps = kRegisters == 32 ? 10 : 6;
+
+void dot_any(Dot d, int taps) {
+    for (int t = 0; t < taps;) {
+        const int left = taps - t, parts = (left + kDotTaps - 1) / kDotTaps, take = (left + parts - 1) / parts;
+        switch (take) {
+            case 1: dot_flat<1>(d); break;
+            case 2: dot_flat<2>(d); break;
+            case 3: dot_flat<3>(d); break;
+            case 4: dot_flat<4>(d); break;
+            case 5: dot_flat<5>(d); break;
+            case 6: dot_flat<6>(d); break;
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+            case 7: dot_flat<7>(d); break;
+            case 8: dot_flat<8>(d); break;
+            case 9: dot_flat<9>(d); break;
+            case 10: dot_flat<10>(d); break;
+#endif
+        }
+        t += take;
+        d.offset += take;
+        d.sums += take;
+    }
+}
+
+// E connections of one output that have one tap each.
+template <int E>
+void dot_points(const Dot& d, const float* const* planes) {
+    vec acc[E];
+    const float* x[E];
+#pragma GCC unroll 8
+    for (int k = 0; k < E; k++) {
+        acc[k] = zero();
+        x[k] = planes[k] + d.offset[0];
+    }
+    for (i64 n = 0; n < d.images; n++) {
+        const float* g = d.g + n * d.g_image;
+        i64 i = 0;
+        for (; i + kLanes <= d.cols; i += kLanes) {
+            const vec gv = load(g + i);
+#pragma GCC unroll 8
+            for (int k = 0; k < E; k++) acc[k] = fma(gv, load(x[k] + i), acc[k]);
+        }
+        if (i < d.cols) {
+            const int left = (int)(d.cols - i);
+            const vec gv = load_first(g + i, left);
+#pragma GCC unroll 8
+            for (int k = 0; k < E; k++) acc[k] = fma(gv, load_first(x[k] + i, left), acc[k]);
+        }
+#pragma GCC unroll 8
+        for (int k = 0; k < E; k++) x[k] += d.x_image;
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < E; k++) d.sums[k] = sum(acc[k]);
+}
+
+// A row of the output gradient; the masked load is as fast as a plain one only where masks are registers.
+GS_INLINE vec load_gradient(const float* g, int lanes) {
+#if defined(__AVX512F__)
+    return load_first(g, lanes);
+#else
+    return lanes == kLanes ? load(g) : load_first(g, lanes);
+#endif
+}
+
+// One input row of S columns against the kernel rows lo..hi, whose output-gradient rows are g[lo..hi].
+template <int KH, int S>
+GS_INLINE void dot_row(vec (&acc)[S][KH], const vec (&g)[KH], const float* x, const i64* at, int lo, int hi) {
+#pragma GCC unroll 16
+    for (int s = 0; s < S; s++) {
+        const vec in = pin(load(x + at[s]));
+#pragma GCC unroll 8
+        for (int i = 0; i < KH; i++)
+            if (i >= lo && i <= hi) acc[s][i] = fma(g[i], in, acc[s][i]);
+    }
+}
+
+// Pinned, or GCC keeps the sum of row and column for each load of three rows, more than there are registers.
+GS_INLINE const float* step(const float* p, i64 pitch) {
+    p += pitch;
+    pin(p);
+    return p;
+}
+
+template <int KH>
+GS_INLINE void next_row(vec (&g)[KH]) {
+#pragma GCC unroll 8
+    for (int i = KH - 1; i > 0; i--) g[i] = g[i - 1];
+}
+
+// The sums of N vectors' lanes; to[] has room for whole vectors.
+#if defined(__AVX512F__)
+template <int N>
+GS_INLINE vec sums_of(const vec* a) {
+    constexpr int pairs = (N + 1) / 2, fours = (N + 3) / 4, eights = (N + 7) / 8;
+    vec b[pairs], c[fours], e[eights];
+#pragma GCC unroll 8
+    for (int i = 0; i < pairs; i++) {
+        const vec x = a[2 * i], y = a[2 * i + 1 < N ? 2 * i + 1 : 2 * i];
+        b[i] = add(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < fours; i++) {
+        const vec x = b[2 * i], y = b[2 * i + 1 < pairs ? 2 * i + 1 : 2 * i];
+        c[i] = add(_mm512_shuffle_ps(x, y, 0x44), _mm512_shuffle_ps(x, y, 0xee));
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < eights; i++) {
+        const vec x = c[2 * i], y = c[2 * i + 1 < fours ? 2 * i + 1 : 2 * i];
+        e[i] = add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+    }
+    const vec x = e[0], y = e[eights - 1];
+    return add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+}
+template <int N>
+GS_INLINE void sum_each(const vec* a, float* to) {
+    constexpr int now = N < kLanes ? N : kLanes;
+    store(to, sums_of<now>(a));
+    if constexpr (N > now) sum_each<N - now>(a + now, to + now);
+}
+#else
+template <int N>
+GS_INLINE void sum_each(const vec* a, float* to) {
+#pragma GCC unroll 32
+    for (int i = 0; i < N; i++) to[i] = sum(a[i]);
+}
+#endif
+
+// S columns of KH taps, of one connection or of several of the same output: they share the output gradient's rows, and
+// every loaded input vector meets the KH of them that it touches. C columns belong together: their sums are stored row by
+// row.
+template <int KH, int S, int C>
+void dot_rows(const Dot& d) {
+    vec acc[S][KH];
+#pragma GCC unroll 16
+    for (int s = 0; s < S; s++)
+#pragma GCC unroll 8
+        for (int i = 0; i < KH; i++) acc[s][i] = zero();
+    i64 at[S];
+#pragma GCC unroll 16
+    for (int s = 0; s < S; s++) at[s] = d.at[s] - d.at[0];
+    const i64 pitch = d.pitch, g_pitch = d.g_pitch, head = d.rows >= KH ? KH - 1 : 0, single = (d.rows - head) % KH;
+    const int top = d.top, bottom = d.bottom;
+    for (i64 n = 0; n < d.images; n++)
+        for (i64 v = 0; v < d.cols; v += kLanes) {
+            const int lanes = (int)least(kLanes, d.cols - v);
+            const float* x = d.x + d.at[0] + n * d.x_image + v;
+            const float* gr = d.g + n * d.g_image + v;
+            vec g[KH];
+#pragma GCC unroll 8
+            for (int i = 0; i < KH; i++) g[i] = zero();
+            if (head)
+#pragma GCC unroll 8
+                for (int p = 0; p < KH - 1; p++, x = step(x, pitch), gr = step(gr, g_pitch)) {
+                    next_row<KH>(g);
+                    g[0] = load_gradient(gr, lanes);
+                    if (p >= top) dot_row<KH, S>(acc, g, x, at, 0, p);
+                }
+            for (i64 r = 0; r < single; r++, x = step(x, pitch), gr = step(gr, g_pitch)) {
+                next_row<KH>(g);
+                g[0] = load_gradient(gr, lanes);
+                dot_row<KH, S>(acc, g, x, at, 0, KH - 1);
+            }
+            for (i64 r = head + single; r < d.rows; r += KH) {
+#pragma GCC unroll 8
+                for (int i = 0; i < KH; i++, x = step(x, pitch), gr = step(gr, g_pitch)) {
+                    next_row<KH>(g);
+                    g[0] = load_gradient(gr, lanes);
+                    dot_row<KH, S>(acc, g, x, at, 0, KH - 1);
+                }
+            }
+#pragma GCC unroll 8
+            for (int p = 1; p < KH; p++, x = step(x, pitch)) {
+                next_row<KH>(g);
+                if (p < KH - bottom) dot_row<KH, S>(acc, g, x, at, p, KH - 1);
+            }
+        }
+    vec in_order[S * KH];
+#pragma GCC unroll 16
+    for (int s = 0; s < S; s++)
+#pragma GCC unroll 8
+        for (int i = 0; i < KH; i++) in_order[s / C * C * KH + i * C + s % C] = acc[s][i];
+    sum_each<S * KH>(in_order, d.sums);
+}
+
+constexpr int most_columns(int column) {
+    constexpr bool many = kRegisters == 32;
+    return column == 3 ? (many ? 6 : 3) : column == 5 ? (many ? 5 : 1) : many ? 3 : 1;
+}
+
+template <int KH, int S = most_columns(KH)>
+void dot_columns(const Dot& d, int columns) {
+    if (columns == S)
+        dot_rows<KH, S, 1>(d);
+    else if constexpr (S > 1)
+        dot_columns<KH, S - 1>(d, columns);
+}
+
+}  // namespace
+}  // namespace gossamer
