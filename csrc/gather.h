@@ -32,7 +32,7 @@ struct GatherRun {
     int phases;
     const Plan* plan;
     const Column* column[kMaxPhases];  // [columns] of each phase; by position: [positions][columns]
-    const i64* taps;       // by position: [positions], how many
+    i64* taps;             // by position: [positions], how many
     const int32_t *from, *to;  // stretches: the places of a source plane's lanes, and of a destination plane's floats
     float* work;          // [private ? threads : 1][planes]
     i64 work_floats;
@@ -96,12 +96,11 @@ Plan make_plan(const Gather& g, int threads, bool weights) {
         p.block = least(g.outputs, most(1, divide_up(kLanes * 2, positions)));
     }
     p.band = g.rows;
-    const bool in_order = g.dst_step_y == 1 && g.dst_step_x == 1;
-    if (!weights && in_order && (p.shape == kFlat || (p.shape == kRows && g.column == 1)) && find_stretches(g, &p.stretches)) {
-        const i64 plane = stretch_vectors(p.stretches) * kLanes;
-        if (p.stretches.length >= kLeastStretch && plane * g.channels <= kCacheFloats) {
+    if (!weights && (p.shape == kFlat || (p.shape == kRows && g.column == 1)) && find_stretches(g, &p.stretches)) {
+        const Layout layout = stretch_layout(g, p.stretches);
+        if (p.stretches.length >= kLeastStretch && layout.plane * g.channels <= kCacheFloats) {
             p.shape = kStretches;
-            p.layout = {1, g.tap_row[0], g.tap_col[0], 1, 1, kLanes, plane, plane, stretch_vectors(p.stretches), kLanes};
+            p.layout = layout;
             p.band = p.stretches.length;
             p.bands = 1;
             p.groups = g.batch;
@@ -373,16 +372,18 @@ void gather(const Gather* g, const Plan& p, int threads, GatherRun* run, float* 
     run->counters = reinterpret_cast<i64*>(run->temporary + threads * run->phases * run->temporary_floats);
     for (i64 i = 0; i < run->tasks; i++) run->counters[i] = 0;
     Column* column = reinterpret_cast<Column*>(run->counters + run->tasks);
-    for (int i = 0; i < run->phases; i++) {
-        run->column[i] = column;
-        if (!p.by_position) list_columns(g[i], p.layout, column);
-        column += (p.by_position ? g->rows * g->cols : 1) * g[i].columns;
+    if (p.by_position) {
+        run->column[0] = column;
+        run->taps = reinterpret_cast<i64*>(column + g->rows * g->cols * g->columns);
+        list_taps(*g, p.layout, column, run->taps);
     }
-    i64* taps = reinterpret_cast<i64*>(column);
-    run->taps = taps;
-    if (p.by_position) list_taps(*g, p.layout, const_cast<Column*>(run->column[0]), taps);
+    for (int i = 0; i < run->phases && !p.by_position; i++) {
+        run->column[i] = column;
+        list_columns(g[i], p.layout, column);
+        column += g[i].columns;
+    }
     if (p.shape == kStretches) {
-        int32_t* from = reinterpret_cast<int32_t*>(taps);
+        int32_t* from = reinterpret_cast<int32_t*>(column);
         list_places(*g, p.stretches, from, from + p.layout.plane);
         run->from = from;
         run->to = from + p.layout.plane;

@@ -50,9 +50,6 @@ GS_INLINE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 GS_INLINE vec load_first(const float* p, int count) {
     return _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1u), p);
 }
-GS_INLINE vec load_between(const float* p, int first, int last) {  // zero outside; p[i] is touched for first <= i < last
-    return _mm512_maskz_loadu_ps((__mmask16)((1u << last) - (1u << first)), p);
-}
 GS_INLINE void store_first(float* p, vec a, int count) {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1u), a);
 }
@@ -185,14 +182,6 @@ GS_INLINE vec load_now(const char* base, int64_t index) {
 }
 #endif
 
-#if !defined(__AVX512F__)
-GS_INLINE vec load_between(const float* p, int first, int last) {  // zero outside; p[i] is touched for first <= i < last
-    float t[kLanes];
-    for (int i = 0; i < kLanes; i++) t[i] = i >= first && i < last ? p[i] : 0.0f;
-    return load(t);
-}
-#endif
-
 // p[index[i]] in lane i < count; zero where the index is negative, and in the other lanes.
 #if defined(__AVX512F__)
 GS_INLINE vec pick(const float* p, const int32_t* index, int count) {
@@ -275,7 +264,7 @@ GS_INLINE void store_spread(float* p, vec a, int count) {  // the first `count` 
     _mm512_mask_storeu_ps(p, (__mmask16)wanted, _mm512_permutexvar_ps(lanes, a));
     _mm512_mask_storeu_ps(p + 16, (__mmask16)(wanted >> 16), _mm512_permutexvar_ps(_mm512_add_epi32(lanes, _mm512_set1_epi32(8)), a));
 }
-GS_INLINE vec load_between(const float* p, int first, int last, vec outside) {
+GS_INLINE vec load_between(const float* p, int first, int last, vec outside) {  // p[i] is touched for first <= i < last
     return _mm512_mask_loadu_ps(outside, (__mmask16)((1u << last) - (1u << first)), p);
 }
 GS_INLINE void store_bytes(uint8_t* p, vec a, int count) {  // the first `count` lanes, whole numbers from 0 to 255
@@ -372,5 +361,7 @@ GS_INLINE void store_bytes(uint8_t* p, vec a, int count) {
 }
 
 #endif
+
+GS_INLINE vec load_between(const float* p, int first, int last) { return load_between(p, first, last, zero()); }
 
 }  // namespace

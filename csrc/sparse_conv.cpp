@@ -6,7 +6,7 @@
 //
 // docs/kernels.md says how the kernels work; the short form:
 //  - forward and input gradient are both a Gather: destination plane o = sum over its connections and taps of a weight
-//    times a shifted source plane. The input gradient gathers with transposed connections, once per stride phase.
+//    times a shifted source plane. The input gradient gathers with transposed connections, in stride phases.
 //  - source planes are first copied into a zero-padded Layout in which every tap is one constant offset.
 //  - five shapes (gather.h, points.h): rows (vectors along the width), flat (rows run on, for widths that fill vectors
 //    badly), stretches (stretches of the map in the lanes, for one-dimensional kernels there), batch (images in the lanes, for

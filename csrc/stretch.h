@@ -1,9 +1,11 @@
 // One-dimensional kernels on maps that fill vectors badly. The lines of a map follow each other with zeros between them, and
 // that one long line is cut into as many stretches as a vector has lanes: lane l of vector t is place l * length + t. Taps
 // next to each other are then whole vectors next to each other, and a kernel is one column of taps, like those of a square one.
+//
+// For AVX-512 alone: elsewhere lanes are filled one by one, which costs more than the columns gain.
 #pragma once
 
-#include "arith.h"
+#include "padded.h"
 #include "problem.h"
 
 namespace gossamer {
@@ -24,7 +26,8 @@ bool find_stretches(const Gather& g, Stretches* s) {
     s->taps = taps;
     s->first = s->down ? g.tap_row[0] : g.tap_col[0];
     s->across = s->down ? g.tap_col[0] : g.tap_row[0];
-    if (g.step_y != 1 || g.step_x != 1 || !has_column(taps, 1) || (g.column > 1 && g.columns > 1)) return false;
+    const bool in_order = g.step_y == 1 && g.step_x == 1 && g.dst_step_y == 1 && g.dst_step_x == 1;
+    if (kLanes < 16 || !in_order || !has_column(taps, 1) || (g.column > 1 && g.columns > 1)) return false;
     for (int j = 0; j < g.columns; j++)
         if (g.tap_row[j] != g.tap_row[0] + (s->down ? j : 0) || g.tap_col[j] != g.tap_col[0] + (s->down ? 0 : j)) return false;
     s->lines = s->down ? g.cols : g.rows;
@@ -43,6 +46,18 @@ void join_taps(Gather* g) {
 }
 
 i64 stretch_vectors(const Stretches& s) { return s.length + s.taps - 1; }
+
+// A plane of that many rows of one vector; the kernel's first tap is at its beginning.
+Layout stretch_layout(const Gather& g, const Stretches& s) {
+    Layout l;
+    l.inner = l.phases_y = l.phases_x = 1;
+    l.row_min = g.tap_row[0];
+    l.col_min = g.tap_col[0];
+    l.rows = stretch_vectors(s);
+    l.cols = l.pitch = kLanes;
+    l.phase = l.plane = l.rows * kLanes;
+    return l;
+}
 
 // Where each lane of each vector comes from in a source plane, or -1 for a zero; where each destination float lies among
 // the sums. Places are counted through, since a division for each would take as long as a sparse layer's sums.

@@ -15,7 +15,7 @@ build() {
 build base
 build avx2 -mavx2 -mfma
 # The sanitizers need minutes and gigabytes for the AVX-512 tiles, whose loads are assembly, which they do not see: without.
-san='-fopenmp' build avx512 -mavx512f -mavx512vl -mavx512dq -mavx512bw -mfma
+(san=-fopenmp && build avx512 -mavx512f -mavx512vl -mavx512dq -mavx512bw -mfma)
 g++ -std=gnu++17 -O1 $san '-DGOSSAMER_VERSION="asan"' -c csrc/dispatch.cpp -o "$out/dispatch.o"
 g++ -std=gnu++17 -O1 $san -c csrc/parallel.cpp -o "$out/parallel.o"
 gcc -std=c99 -O1 $san -Icsrc -c tests/native/agree.c -o "$out/agree.o"
