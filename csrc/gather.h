@@ -59,9 +59,10 @@ i64 count_inside(i64 count, i64 step, i64 offset, i64 size) {
     return inside;
 }
 
-// Whether the destination is so large that it leaves the caches before it is read, and aligned to vectors throughout.
-bool fits_streaming(const Gather& g) {
-    return g.batch * g.outputs * g.dst_h * g.dst_w >= kStreamFloats && g.dst_w % kLanes == 0 &&
+// Whether the destination is so large that it leaves the caches before it is read, and every `run` floats of it are aligned
+// to vectors.
+bool fits_streaming(const Gather& g, i64 run) {
+    return g.batch * g.outputs * g.dst_h * g.dst_w >= kStreamFloats && run % kLanes == 0 &&
            reinterpret_cast<uintptr_t>(g.dst) % (kLanes * sizeof(float)) == 0;
 }
 
@@ -123,7 +124,7 @@ Plan make_plan(const Gather& g, int threads, bool weights) {
     p.bands = divide_up(g.rows, p.band);
     p.groups = divide_up(g.batch, p.group);
     p.whole = p.layout.cols == g.cols && g.dst_step_x == 1 && g.dst_w == g.cols && g.dst_step_y == 1;
-    p.stream = p.shape == kRows && g.dst_step_x == 1 && fits_streaming(g);
+    p.stream = p.shape == kRows && g.dst_step_x == 1 && fits_streaming(g, g.dst_w);
     return p;
 }
 

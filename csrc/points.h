@@ -1,24 +1,32 @@
 // One tap (1x1 kernels): a tile of a few vectors of positions of all channels is copied to the cache, and every output is
 // summed over it, two or four side by side, so that enough sums are under way to hide the latency of the multiply-adds.
+//
+// Where positions do not follow each other in the destination (the input gradient of a stride), they do in planes of their
+// own, from which whole planes are written, some images at a time: memory is fast only on long runs.
 #pragma once
 
-#include "padded.h"
-#include "parallel.h"
-#include "problem.h"
+#include "gather.h"
 
 namespace gossamer {
 namespace {
 
 constexpr i64 kMaxPoints = 4;  // vectors in a tile: more gain nothing, since loads set the speed, and need more cache
+constexpr i64 kMaxTile = kMaxPoints * kLanes;
 
 struct PointsRun {
     const Gather* g;
-    i64 run, runs;            // positions that follow each other: those of an image or, if they are few, of all images
+    bool stream;              // destination planes are stored past the caches
+    bool placed;              // sums go to planes of their own first
+    float* destination;       // placed: those, [images][outputs][area]
+    float* whole;             // placed and streamed: [threads][dst_h * dst_w], zeros between the positions
+    i64 images;               // at once
+    i64 first;                // image at hand
+    Gather block;             // the images at hand; positions follow each other in its destination
+    i64 run;                  // positions that follow each other: those of an image or, if they are few, of all images
     i64 vectors, tiles;       // of positions in a run, and how many tiles share them
-    i64 tile;                 // floats of the widest tile
     i64 splits, tasks;        // tasks that share a tile, each with some of the outputs
     const float* weight;      // [connections] in order
-    float *planes, *sums;     // [threads][channels][tile], [threads][outputs][tile]
+    float *planes, *sums;     // [threads][channels][kMaxTile], [threads][outputs][kMaxTile]
     i64* counter;
 };
 
@@ -27,6 +35,7 @@ struct PointsTile {
     const float *planes, *weight;
     float* to;              // output o at to + o * to_pitch, `count` floats of it
     i64 to_pitch, count;
+    bool stream;            // past the caches; all of `to` is aligned then
 };
 
 // Outputs [o, o + O).
@@ -66,8 +75,13 @@ __attribute__((noinline)) void points(const PointsTile& t, i64 o) {
         }
         float* to = t.to + (o + k) * t.to_pitch;
 #pragma GCC unroll 8
-        for (int v = 0; v < V - 1; v++) store(to + v * kLanes, max(floor, acc[k][v]));
-        store_first(to + (V - 1) * kLanes, max(floor, acc[k][V - 1]), last);
+        for (int v = 0; v < V; v++)
+            if (t.stream)
+                stream(to + v * kLanes, max(floor, acc[k][v]));
+            else if (v < V - 1)
+                store(to + v * kLanes, max(floor, acc[k][v]));
+            else
+                store_first(to + v * kLanes, max(floor, acc[k][v]), last);
     }
 }
 
@@ -134,38 +148,29 @@ void points_copy(const Gather& g, i64 begin, i64 end, i64 tile, float* planes) {
 
 // Sums of outputs [o0, o1) at positions [begin, end) to their places.
 void points_place(const Gather& g, i64 begin, i64 end, i64 o0, i64 o1, i64 tile, const float* sums) {
-    const bool run_on = g.dst_step_y == 1 && g.dst_step_x == 1;
+    const i64 area = g.rows * g.cols;
     for (i64 p = begin; p < end;) {
-        const Segment s = segment(g, run_on, p, end);
-        for (i64 o = o0; o < o1; o++) {
-            float* to = g.dst + ((s.image * g.outputs + o) * g.dst_h + s.y * g.dst_step_y + g.dst_y) * g.dst_w + s.x * g.dst_step_x + g.dst_x;
-            const float* from = sums + o * tile + p - begin;
-            if (g.dst_step_x == 1)
-                copy(to, from, s.count);
-            else if (g.dst_step_x == 2)
-                copy_spread(to, from, s.count);
-            else
-                for (i64 i = 0; i < s.count; i++) to[i * g.dst_step_x] = from[i];
-        }
+        const Segment s = segment(g, true, p, end);
+        float* to = g.dst + s.image * g.outputs * area + p % area;
+        for (i64 o = o0; o < o1; o++) copy(to + o * area, sums + o * tile + p - begin, s.count);
         p += s.count;
     }
 }
 
 void points_task(const PointsRun& run, i64 task, float* planes, float* sums) {
-    const Gather& g = *run.g;
-    const i64 split = task % run.splits, at = task / run.splits, tile_at = at % run.tiles, area = g.dst_h * g.dst_w;
+    const Gather& g = run.block;
+    const i64 split = task % run.splits, at = task / run.splits, tile_at = at % run.tiles, area = g.rows * g.cols;
     const i64 chunk = round_up(divide_up(g.outputs, run.splits), 4), o0 = split * chunk, o1 = least(o0 + chunk, g.outputs);
     const i64 v0 = run.vectors * tile_at / run.tiles, v1 = run.vectors * (tile_at + 1) / run.tiles, tile = (v1 - v0) * kLanes;
     const i64 start = at / run.tiles * run.run, begin = start + v0 * kLanes, end = start + least(v1 * kLanes, run.run);
-    const bool run_on = g.dst_step_y == 1 && g.dst_step_x == 1;
-    const Segment first = segment(g, run_on, begin, end);
-    const bool in_place = run_on && first.count == end - begin;
+    const bool in_place = begin / area == (end - 1) / area;  // of one image
     points_copy(g, begin, end, tile, planes);
-    PointsTile t = {&g, planes, run.weight, sums, tile, tile};
+    PointsTile t = {&g, planes, run.weight, sums, tile, tile, false};
     if (in_place) {
-        t.to = g.dst + first.image * g.outputs * area + first.y * g.dst_w + first.x;
+        t.to = g.dst + begin / area * g.outputs * area + begin % area;
         t.to_pitch = area;
         t.count = end - begin;
+        t.stream = run.stream && !run.placed;
     }
     points_any(v1 - v0, t, o0, o1);
     if (!in_place) points_place(g, begin, end, o0, o1, tile, sums);
@@ -175,37 +180,75 @@ void points_thread(void* argument, int thread, int) {
     const PointsRun& run = *static_cast<const PointsRun*>(argument);
     for (;;) {
         const i64 task = __atomic_fetch_add(run.counter, 1, __ATOMIC_RELAXED);
-        if (task >= run.tasks) return;
-        points_task(run, task, run.planes + thread * run.g->channels * run.tile, run.sums + thread * run.g->outputs * run.tile);
+        if (task >= run.tasks) break;
+        points_task(run, task, run.planes + thread * run.g->channels * kMaxTile, run.sums + thread * run.g->outputs * kMaxTile);
     }
+    end_streams();
+}
+
+// From planes of their own to where they belong, plane by plane.
+void place_planes(void* argument, int thread, int threads) {
+    const PointsRun& run = *static_cast<const PointsRun*>(argument);
+    const Gather& g = *run.g;
+    const i64 area = g.rows * g.cols, plane = g.dst_h * g.dst_w, planes = run.block.batch * g.outputs;
+    float* const whole = run.whole ? run.whole + thread * plane : nullptr;
+    if (whole) fill_zero(whole, plane);
+    for (i64 i = planes * thread / threads; i < planes * (thread + 1) / threads; i++) {
+        float* to = g.dst + (run.first * g.outputs + i) * plane;
+        if (g.zeros && !whole) fill_zero(to, plane);
+        place_rows(g, run.destination + i * area, g.cols, 0, g.rows, whole ? whole : to);
+        for (i64 x = 0; whole && x < plane; x += kLanes) stream(to + x, load(whole + x));
+    }
+    end_streams();
+}
+
+// The block of `images` images from the first-th on.
+void plan_block(PointsRun* run, i64 first, i64 images, int threads) {
+    const Gather& g = *run->g;
+    const i64 area = g.rows * g.cols;
+    run->first = first;
+    run->block = g;
+    run->block.batch = images;
+    run->block.src = g.src + first * g.channels * g.height * g.width;
+    run->block.dst = run->placed ? run->destination : g.dst + first * g.outputs * area;
+    run->run = area >= 8 * kLanes ? area : images * area;
+    run->vectors = divide_up(run->run, kLanes);
+    run->tiles = divide_up(run->vectors, kMaxPoints);
+    const i64 tiles = images * area / run->run * run->tiles;
+    run->splits = threads == 1 || tiles % threads == 0 || tiles >= 4 * threads ? 1 : least(divide_up(g.outputs, 4), divide_up(4 * threads, tiles));
+    run->splits = divide_up(g.outputs, round_up(divide_up(g.outputs, run->splits), 4));
+    run->tasks = tiles * run->splits;
+    *run->counter = 0;
 }
 
 i64 points_scratch(const Gather& g, i64 connections, int threads, PointsRun* run) {
     const i64 area = g.rows * g.cols;
     run->g = &g;
-    run->run = area >= 8 * kLanes ? area : g.batch * area;
-    run->runs = g.batch * area / run->run;
-    run->vectors = divide_up(run->run, kLanes);
-    run->tiles = divide_up(run->vectors, kMaxPoints);
-    run->tile = divide_up(run->vectors, run->tiles) * kLanes;
-    const i64 tiles = run->runs * run->tiles;
-    run->splits = threads == 1 || tiles % threads == 0 || tiles >= 4 * threads ? 1 : least(divide_up(g.outputs, 4), divide_up(4 * threads, tiles));
-    run->splits = divide_up(g.outputs, round_up(divide_up(g.outputs, run->splits), 4));
-    run->tasks = tiles * run->splits;
-    return threads * (g.channels + g.outputs) * run->tile + connections + 4 * kLanes;
+    run->placed = g.dst_step_y != 1 || g.dst_step_x != 1;
+    run->stream = (g.zeros || !run->placed) && fits_streaming(g, g.dst_h * g.dst_w);
+    run->images = run->placed ? least(g.batch, most(divide_up(8 * kLanes, area), threads * kCacheFloats / (g.outputs * area))) : g.batch;
+    const i64 destination = run->placed ? run->images * g.outputs * area + threads * g.dst_h * g.dst_w : 0;
+    return destination + threads * (g.channels + g.outputs) * kMaxTile + connections + 6 * kLanes;
 }
 
 void run_points(const Gather& g, i64 connections, int threads, PointsRun* run, float* memory) {
+    const i64 area = g.rows * g.cols;
     run->planes = memory;
-    run->sums = run->planes + threads * g.channels * run->tile;
-    float* weight = run->sums + threads * g.outputs * run->tile;
+    run->sums = run->planes + threads * g.channels * kMaxTile;
+    run->destination = run->sums + threads * g.outputs * kMaxTile;
+    run->whole = run->destination + (run->placed ? round_up(run->images * g.outputs * area, kLanes) : 0);
+    float* weight = run->whole + (run->placed ? round_up(threads * g.dst_h * g.dst_w, kLanes) : 0);
+    if (!run->placed || !run->stream) run->whole = nullptr;
     run->counter = reinterpret_cast<i64*>(weight + round_up(connections, kLanes));
-    *run->counter = 0;
     const bool in_order = !g.position && g.kernel == 1;
     if (!in_order)
         for (i64 e = 0; e < connections; e++) weight[e] = g.weight[(g.position ? g.position[e] : e) * g.kernel + g.tap_weight[0]];
     run->weight = in_order ? g.weight : weight;
-    parallel(threads, points_thread, run);
+    for (i64 first = 0; first < g.batch; first += run->images) {
+        plan_block(run, first, least(run->images, g.batch - first), threads);
+        parallel(threads, points_thread, run);
+        if (run->placed) parallel(threads, place_planes, run);
+    }
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ struct Gather {
     i64 step_y, step_x;                  // source steps from one position to the next
     i64 dst_h, dst_w;                    // destination planes' true size; position (y, x) is element
     i64 dst_step_y, dst_step_x, dst_y, dst_x;  // (y * dst_step_y + dst_y, x * dst_step_x + dst_x)
+    bool zeros;                          // the other floats of destination planes are zeros that this gather writes (one tap)
     const int32_t* begin;                // connections of destination plane o: begin[o] .. begin[o + 1]
     const int32_t* source;               // source channel of each connection
     const int32_t* position;             // where its weights lie; NULL: in order
@@ -62,6 +63,7 @@ void describe_forward(const gossamer_conv& c, Gather* g) {
     g->step_x = c.stride_w;
     g->dst_step_y = g->dst_step_x = 1;
     g->dst_y = g->dst_x = 0;
+    g->zeros = false;
     g->begin = c.indptr;
     g->source = c.indices;
     g->position = nullptr;
@@ -97,6 +99,7 @@ void describe_input_grad(const gossamer_conv& c, i64 phase_y, i64 phase_x, Gathe
     g->step_y = g->step_x = 1;
     g->dst_step_y = c.stride_h;
     g->dst_step_x = c.stride_w;
+    g->zeros = false;
     g->dst_y = phase_y;
     g->dst_x = phase_x;
     g->rows = divide_up(c.in_h - phase_y, c.stride_h);

@@ -117,12 +117,14 @@ i64 input_grad_by_phase(const InputGrad& r) {
     const gossamer_conv& c = r.c;
     const bool gaps = phases_reached(c.kernel_h, c.stride_h, c.dil_h) * phases_reached(c.kernel_w, c.stride_w, c.dil_w) <
                       c.stride_h * c.stride_w;  // some inputs are touched by no tap
-    if (gaps && r.memory) fill_zero(r.grad_input, c.batch * c.in_channels * c.in_h * c.in_w);
+    const bool single = c.kernel_h * c.kernel_w == 1 && modulo(-c.pad_h, c.stride_h) < c.in_h && modulo(-c.pad_w, c.stride_w) < c.in_w;
+    if (gaps && !single && r.memory) fill_zero(r.grad_input, c.batch * c.in_channels * c.in_h * c.in_w);
     i64 floats = 0;
     for (i64 y = 0; y < least(c.stride_h, c.in_h); y++)
         for (i64 x = 0; x < least(c.stride_w, c.in_w); x++) {
             Gather g = input_grad_phase(r, y, x, true, 0);
             if (g.columns == 0) continue;
+            g.zeros = gaps && single;
             const Plan p = make_plan(g, r.threads, false);
             if (p.shape != kRows) input_grad_taps(c, y, x, false, r.list, &g);
             if (p.shape == kStretches) join_taps(&g);

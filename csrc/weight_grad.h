@@ -104,7 +104,7 @@ void weight_grad_row(const WeightGrad& w, const float* in, const float* out, i64
     d.images = images;
     const bool run_on = w.shape == kFlat;  // rows follow each other, with zeros in the gaps of the output gradient
     d.rows = run_on ? 1 : rows;
-    d.cols = run_on ? w.out.plane : w.ow * w.out.inner;
+    d.cols = run_on ? rows * w.out.pitch : w.ow * w.out.inner;
     d.pitch = w.in.pitch;
     d.g_pitch = w.out.pitch;
     if (w.kernel == 1) {
@@ -263,8 +263,8 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
         const i64 groups = divide_up(c.batch, w.group);
         choose_images(groups, threads, &w);
         w.in_place = g.kernel == 1 && c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
-        w.out_in_place = w.in_place || w.shape == kRows;
-        if (w.shape == kRows) {
+        w.out_in_place = w.in_place || w.shape == kRows || g.kernel == 1;
+        if (w.out_in_place) {
             w.out.pitch = w.ow;
             w.out.plane = w.oh * w.ow;
         }
