@@ -16,7 +16,7 @@ GS_INLINE i64 modulo(i64 a, i64 b) { return ((a % b) + b) % b; }
 GS_INLINE i64 floor_divide(i64 a, i64 b) { return (a - modulo(a, b)) / b; }
 
 constexpr i64 kCacheFloats = 256 * 1024;  // 1 MiB: what a thread's share of planes should fit in (the level-2 cache)
-constexpr i64 kStreamFloats = 512 * 1024; // 2 MiB: what does not stay in the cache until it is read again
+constexpr i64 kStreamFloats = kCacheFloats;  // results from here on are stored past the caches
 constexpr i64 kSlack = 512;               // floats that may be read, never used, after the last plane
 
 }  // namespace

@@ -66,6 +66,14 @@ bool fits_streaming(const Gather& g, i64 run) {
            reinterpret_cast<uintptr_t>(g.dst) % (kLanes * sizeof(float)) == 0;
 }
 
+// Whether destination planes are stored past the caches: rows as they are computed, or runs of planes of a whole batch.
+bool streams(const Gather& g, const Plan& p) {
+    const i64 area = g.dst_h * g.dst_w;
+    if (p.shape == kRows) return g.dst_step_x == 1 && fits_streaming(g, g.dst_w);
+    const bool whole = p.bands == 1 && g.dst_step_y == 1 && g.dst_step_x == 1 && g.outputs * area % kLanes == 0;
+    return p.shape == kBatch && whole && fits_streaming(g, p.block * area);
+}
+
 constexpr i64 kLeastStretch = 8;  // vectors: fewer sums than that do not hide the latency of a multiply-add
 
 // `weights` plans the layout for the weight gradient, which needs whole planes.
@@ -124,7 +132,7 @@ Plan make_plan(const Gather& g, int threads, bool weights) {
     p.bands = divide_up(g.rows, p.band);
     p.groups = divide_up(g.batch, p.group);
     p.whole = p.layout.cols == g.cols && g.dst_step_x == 1 && g.dst_w == g.cols && g.dst_step_y == 1;
-    p.stream = p.shape == kRows && g.dst_step_x == 1 && fits_streaming(g, g.dst_w);
+    p.stream = streams(g, p);
     return p;
 }
 
@@ -141,8 +149,8 @@ void place_rows(const Gather& g, const float* from, i64 pitch, i64 y0, i64 rows,
     }
 }
 
-// Positions x images of `planes` destination planes, from [plane][position][image] to their places.
-void place_batch(const Gather& g, const float* from, i64 group, i64 n0, i64 images, i64 o0, i64 planes, i64 y0, i64 rows) {
+// Positions x images of `planes` destination planes, from [plane][position][image] to their places, `past` the caches.
+void place_batch(const Gather& g, const float* from, i64 group, i64 n0, i64 images, i64 o0, i64 planes, i64 y0, i64 rows, bool past) {
     const i64 positions = rows * g.cols, total = planes * positions, image = g.outputs * g.dst_h * g.dst_w;
     const bool dense = g.dst_step_x == 1 && g.dst_step_y == 1 && (rows == g.dst_h || planes == 1) && g.cols == g.dst_w;
     float* base = g.dst + n0 * image + o0 * g.dst_h * g.dst_w;
@@ -155,7 +163,7 @@ void place_batch(const Gather& g, const float* from, i64 group, i64 n0, i64 imag
             const int lanes = (int)least(kLanes, images - n);
             if (dense) {
                 float* to = base + n * image + y0 * g.dst_w + m;
-                for (int k = 0; k < lanes; k++) store_first(to + k * image, v[k], count);
+                for (int k = 0; k < lanes; k++) past && count == kLanes ? stream(to + k * image, v[k]) : store_first(to + k * image, v[k], count);
                 continue;
             }
             for (int k = 0; k < lanes; k++) {
@@ -193,7 +201,7 @@ void gather_plane(const GatherRun& run, int phase, const float* planes, i64 o, i
     t.to_pitch = to_pitch;
     t.bias = g.bias ? g.bias[o] : 0.0f;
     t.floor = g.relu ? 0.0f : -__builtin_inff();
-    t.stream = p.stream;
+    t.stream = p.stream && p.shape == kRows;
     if (p.by_position) {
         for (i64 at = 0; at < rows * g.cols; at++) {
             t.columns = (int)run.taps[at];
@@ -245,7 +253,7 @@ void gather_outputs(const GatherRun& run, const float* planes, float* temporary,
         for (i64 o = o0; o < o1; o += p.block) {
             const i64 count = least(p.block, o1 - o);
             for (i64 k = 0; k < count; k++) gather_plane(run, 0, planes, o + k, rows, temporary + k * plane, g.cols * p.group);
-            place_batch(g, temporary, p.group, n0, least(p.group, g.batch - n0), o, count, y0, rows);
+            place_batch(g, temporary, p.group, n0, least(p.group, g.batch - n0), o, count, y0, rows, p.stream);
         }
         return;
     }
