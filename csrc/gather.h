@@ -191,8 +191,9 @@ void gather_plane(const GatherRun& run, int phase, const float* planes, i64 o, i
     t.odd = l.phases_x * l.phase;
     t.source = g.source;
     t.position = g.position;
-    t.first = g.begin[o];
-    t.last = g.begin[o + 1];
+    t.first = g.begin[o] * g.entry;
+    t.last = g.begin[o + 1] * g.entry;
+    t.entry = g.entry;
     t.weight = g.weight;
     t.kernel = g.kernel;
     t.weight_step = g.column > 1 ? g.tap_weight[1] - g.tap_weight[0] : 0;

@@ -25,7 +25,7 @@ struct PointsRun {
     i64 run;                  // positions that follow each other: those of an image or, if they are few, of all images
     i64 vectors, tiles;       // of positions in a run, and how many tiles share them
     i64 splits, tasks;        // tasks that share a tile, each with some of the outputs
-    const float* weight;      // [connections] in order
+    const float* weight;      // of connection e: weight[e * entry]
     float *planes, *sums;     // [threads][channels][kMaxTile], [threads][outputs][kMaxTile]
     i64* counter;
 };
@@ -45,17 +45,18 @@ __attribute__((noinline)) void points(const PointsTile& t, i64 o) {
     vec acc[O][V];
     const int32_t* source[O];
     const float* weight[O];
+    const i64 entry = g.entry;
     i64 length[O], common = 0;
 #pragma GCC unroll 4
     for (int k = 0; k < O; k++) {
-        source[k] = g.source + g.begin[o + k];
-        weight[k] = t.weight + g.begin[o + k];
-        length[k] = g.begin[o + k + 1] - g.begin[o + k];
+        source[k] = g.source + g.begin[o + k] * entry;
+        weight[k] = t.weight + g.begin[o + k] * entry;
+        length[k] = (g.begin[o + k + 1] - g.begin[o + k]) * entry;
         common = k == 0 ? length[0] : least(common, length[k]);
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) acc[k][v] = broadcast(g.bias ? g.bias[o + k] : 0.0f);
     }
-    for (i64 i = 0; i < common; i++)
+    for (i64 i = 0; i < common; i += entry)
 #pragma GCC unroll 4
         for (int k = 0; k < O; k++) {
             const float* x = t.planes + (i64)source[k][i] * (V * kLanes);
@@ -67,7 +68,7 @@ __attribute__((noinline)) void points(const PointsTile& t, i64 o) {
     const int last = (int)(t.count - (V - 1) * kLanes);  // floats wanted of each output's last vector
 #pragma GCC unroll 4
     for (int k = 0; k < O; k++) {
-        for (i64 i = common; i < length[k]; i++) {
+        for (i64 i = common; i < length[k]; i += entry) {
             const float* x = t.planes + (i64)source[k][i] * (V * kLanes);
             const vec w = broadcast(weight[k][i]);
 #pragma GCC unroll 8
@@ -228,7 +229,7 @@ i64 points_scratch(const Gather& g, i64 connections, int threads, PointsRun* run
     run->stream = (g.zeros || !run->placed) && fits_streaming(g, g.dst_h * g.dst_w);
     run->images = run->placed ? least(g.batch, most(divide_up(8 * kLanes, area), threads * kCacheFloats / (g.outputs * area))) : g.batch;
     const i64 destination = run->placed ? run->images * g.outputs * area + threads * g.dst_h * g.dst_w : 0;
-    return destination + threads * (g.channels + g.outputs) * kMaxTile + connections + 6 * kLanes;
+    return destination + threads * (g.channels + g.outputs) * kMaxTile + connections * g.entry + 6 * kLanes;
 }
 
 void run_points(const Gather& g, i64 connections, int threads, PointsRun* run, float* memory) {
@@ -239,10 +240,10 @@ void run_points(const Gather& g, i64 connections, int threads, PointsRun* run, f
     run->whole = run->destination + (run->placed ? round_up(run->images * g.outputs * area, kLanes) : 0);
     float* weight = run->whole + (run->placed ? round_up(threads * g.dst_h * g.dst_w, kLanes) : 0);
     if (!run->placed || !run->stream) run->whole = nullptr;
-    run->counter = reinterpret_cast<i64*>(weight + round_up(connections, kLanes));
+    run->counter = reinterpret_cast<i64*>(weight + round_up(connections * g.entry, kLanes));
     const bool in_order = !g.position && g.kernel == 1;
     if (!in_order)
-        for (i64 e = 0; e < connections; e++) weight[e] = g.weight[(g.position ? g.position[e] : e) * g.kernel + g.tap_weight[0]];
+        for (i64 e = 0; e < connections * g.entry; e += g.entry) weight[e] = g.weight[(g.position ? g.position[e] : e) * g.kernel + g.tap_weight[0]];
     run->weight = in_order ? g.weight : weight;
     for (i64 first = 0; first < g.batch; first += run->images) {
         plan_block(run, first, least(run->images, g.batch - first), threads);

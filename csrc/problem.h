@@ -15,8 +15,9 @@ struct Gather {
     i64 dst_step_y, dst_step_x, dst_y, dst_x;  // (y * dst_step_y + dst_y, x * dst_step_x + dst_x)
     bool zeros;                          // the other floats of destination planes are zeros that this gather writes (one tap)
     const int32_t* begin;                // connections of destination plane o: begin[o] .. begin[o + 1]
-    const int32_t* source;               // source channel of each connection
-    const int32_t* position;             // where its weights lie; NULL: in order
+    const int32_t* source;               // source channel of connection e: source[e * entry]
+    const int32_t* position;             // where its weights lie: position[e * entry]; NULL: in order, at weight[e * entry]
+    i64 entry;                           // 1, or 2 where listeners hold them
     const float* weight;
     i64 kernel;                          // weights of a connection
     const float* bias;
@@ -29,23 +30,30 @@ struct Gather {
     int32_t* tap_weight;                 // [columns * column]
 };
 
-// The transposed connections: for each input channel, the outputs that listen to it, and where their weights lie or, for
-// kernels of a single weight, the weights themselves.
-void transpose_connections(const gossamer_conv& c, const float* weight, int32_t* begin, int32_t* output, int32_t* position) {
+// A transposed connection. One store writes both, which is half of what transposing takes.
+struct Listener {
+    int32_t output;
+    union {
+        int32_t position;  // where its weights lie
+        float weight;      // itself, of a kernel of one
+    };
+};
+
+// The transposed connections: for each input channel, the outputs that listen to it.
+void transpose_connections(const gossamer_conv& c, const float* weight, int32_t* begin, Listener* listeners) {
     const bool single = c.kernel_h * c.kernel_w == 1;
-    float* moved = reinterpret_cast<float*>(position);
     for (i64 i = 0; i <= c.in_channels; i++) begin[i] = 0;
     const int32_t connections = c.indptr[c.out_channels];
     for (int32_t e = 0; e < connections; e++) begin[c.indices[e] + 1]++;
     for (i64 i = 0; i < c.in_channels; i++) begin[i + 1] += begin[i];
     for (int32_t o = 0; o < c.out_channels; o++)
         for (int32_t e = c.indptr[o]; e < c.indptr[o + 1]; e++) {
-            const int32_t at = begin[c.indices[e]]++;
-            output[at] = o;
+            Listener& l = listeners[begin[c.indices[e]]++];
+            l.output = o;
             if (single)
-                moved[at] = weight[e];
+                l.weight = weight[e];
             else
-                position[at] = e;
+                l.position = e;
         }
     for (i64 i = c.in_channels; i > 0; i--) begin[i] = begin[i - 1];
     begin[0] = 0;
@@ -67,6 +75,7 @@ void describe_forward(const gossamer_conv& c, Gather* g) {
     g->begin = c.indptr;
     g->source = c.indices;
     g->position = nullptr;
+    g->entry = 1;
     g->kernel = c.kernel_h * c.kernel_w;
 }
 

@@ -65,7 +65,8 @@ struct InputGrad {
     const float *grad_output, *weight;
     float* grad_input;
     int threads;
-    int32_t *begin, *output, *position;  // the transposed connections
+    int32_t* begin;                      // the transposed connections
+    Listener* listeners;
     int32_t *list, *taps;                // room for input_grad_taps, and for three tables of all taps
     float* memory;                       // of the gathers, or NULL to learn how much they need
 };
@@ -76,11 +77,12 @@ Gather input_grad_phase(const InputGrad& r, i64 y, i64 x, bool allow_joined, i64
     Gather g;
     describe_input_grad(r.c, y, x, &g);
     g.src = r.grad_output;
-    g.weight = kernel == 1 ? reinterpret_cast<const float*>(r.position) : r.weight;
+    g.weight = kernel == 1 ? &r.listeners->weight : r.weight;
     g.dst = r.grad_input;
     g.begin = r.begin;
-    g.source = r.output;
-    g.position = kernel == 1 ? nullptr : r.position;
+    g.source = &r.listeners->output;
+    g.position = kernel == 1 ? nullptr : &r.listeners->position;
+    g.entry = sizeof(Listener) / sizeof(int32_t);
     g.tap_row = r.taps + used;
     g.tap_col = g.tap_row + kernel;
     g.tap_weight = g.tap_col + kernel;
@@ -134,9 +136,9 @@ i64 input_grad_by_phase(const InputGrad& r) {
 }
 
 int input_grad(const gossamer_conv& c, const float* grad_output, const float* weight, float* grad_input, int threads) {
-    InputGrad r = {c, grad_output, weight, grad_input, useful_threads(c, threads), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    InputGrad r = {c, grad_output, weight, grad_input, useful_threads(c, threads), nullptr, nullptr, nullptr, nullptr, nullptr};
     const i64 connections = c.indptr[c.out_channels], kernel = c.kernel_h * c.kernel_w;
-    const i64 lists = 2 * (c.kernel_h + c.kernel_w), graph = c.in_channels + 1 + 2 * connections;
+    const i64 lists = 2 * (c.kernel_h + c.kernel_w), begin = round_up(c.in_channels + 1, 2), graph = begin + 2 * connections;
     const i64 tables = round_up(graph + lists + 3 * kernel, kLanes);
     i64 floats = 0;
     for (int pass = 0; pass < 2; pass++) {
@@ -144,12 +146,11 @@ int input_grad(const gossamer_conv& c, const float* grad_output, const float* we
         float* memory = scratch(tables + floats);
         if (!memory) return GOSSAMER_NO_MEMORY;
         r.begin = reinterpret_cast<int32_t*>(memory);
-        r.output = r.begin + c.in_channels + 1;
-        r.position = r.output + connections;
-        r.list = r.position + connections;
+        r.listeners = reinterpret_cast<Listener*>(r.begin + begin);
+        r.list = r.begin + graph;
         r.taps = r.list + lists;
         r.memory = sizing ? nullptr : memory + tables;
-        if (!sizing) transpose_connections(c, weight, r.begin, r.output, r.position);
+        if (!sizing) transpose_connections(c, weight, r.begin, r.listeners);
         if (!input_grad_together(r, &floats)) floats = input_grad_by_phase(r);
     }
     return GOSSAMER_OK;

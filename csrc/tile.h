@@ -26,7 +26,7 @@ struct Tile {
     const float* planes;    // source plane 0, at the tile's first position
     i64 plane, pitch, odd;  // floats to the next channel, next row, and to the odd rows when rows step by two
     const int32_t *source, *position;
-    i64 first, last;        // connections
+    i64 first, last, entry; // of connections in those; from one to the next
     const float* weight;
     i64 kernel;
     i64 weight_step;        // floats from weight to weight of a column
@@ -64,7 +64,7 @@ GS_INLINE void store_tile(const Tile& t, const vec (&acc)[R][V]) {
     }
 }
 
-// The source plane and the weights of connection e.
+// The source plane and the weights of the connection at e.
 GS_INLINE const char* source_of(const Tile& t, i64 e) { return reinterpret_cast<const char*>(t.planes + t.source[e] * t.plane); }
 GS_INLINE const char* weights_of(const Tile& t, i64 e) {
     return reinterpret_cast<const char*>(t.weight + (t.position ? t.position[e] : e) * t.kernel);
@@ -76,7 +76,7 @@ void single_tile(const Tile& t) {
     vec acc[R][V];
     start_tile(t, acc);
     const i64 pitch = t.pitch * (i64)sizeof(float);
-    for (i64 e = t.first; e < t.last; e++) {
+    for (i64 e = t.first; e < t.last; e += t.entry) {
         const char *x = source_of(t, e), *w = weights_of(t, e);
         const Column* column = t.column;
         for (int j = 0; j < t.columns; j++, column++) {
@@ -158,7 +158,7 @@ void tile(const Tile& t) {
     if (t.first < t.last) source = source_of(t, t.first), weights = weights_of(t, t.first);
     for (i64 e = t.first; e < t.last;) {
         const char *x = source, *w = weights;
-        e++;
+        e += t.entry;
         if (e < t.last) source = source_of(t, e), weights = weights_of(t, e);  // early, to be there when the next turn begins
         const Column* column = t.column;
         for (int j = 0; j < t.columns; j += W, column += W) {
