@@ -21,7 +21,7 @@ struct WeightGrad {
     int column, columns;
     const i64* offset;
     const int32_t* tap_weight;
-    bool in_place;                    // the input itself is the planes: one tap, no padding, no stride
+    bool in_place;                    // the input itself is the planes (one tap, no padding, no stride)
     bool out_in_place;                // the output gradient itself is
     float *in_planes, *out_planes;    // [image of block][channel]
     i64* counter;
@@ -262,7 +262,9 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
         w.out.plane = round_up(w.out.phase, kLanes);
         const i64 groups = divide_up(c.batch, w.group);
         choose_images(groups, threads, &w);
-        w.in_place = g.kernel == 1 && c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
+        const bool plain = g.kernel == 1 && c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
+        // planes that do not begin on vectors are copied where they are read often
+        w.in_place = plain && (c.in_h * c.in_w % kLanes == 0 || c.indptr[c.out_channels] < 16 * c.in_channels);
         w.out_in_place = w.in_place || w.shape == kRows || g.kernel == 1;
         if (w.out_in_place) {
             w.out.pitch = w.ow;
@@ -274,9 +276,7 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
             w.group = w.bands = 1;
             w.band = w.oh;
             w.in.plane = w.out.plane = c.in_h * c.in_w;
-            w.images = w.at_once = least(c.batch, divide_up(256 * kLanes, w.in.plane));
-            w.blocks = divide_up(c.batch, w.images);
-            w.channel_block = most(1, kCacheFloats / (w.images * w.in.plane));
+            choose_images(c.batch, 1, &w);
         }
         w.in_planes = memory + tables;
         w.out_planes = w.in_planes + w.images * c.in_channels * w.in.plane + kSlack;
