@@ -17,6 +17,44 @@ struct Dot {
     int top, bottom;        // how many of the first and last rows of x are padding (fewer than a column's taps)
 };
 
+// The sums of N vectors' lanes; to[] has room for whole vectors.
+#if defined(__AVX512F__)
+template <int N>
+GS_INLINE vec sums_of(const vec* a) {
+    constexpr int pairs = (N + 1) / 2, fours = (N + 3) / 4, eights = (N + 7) / 8;
+    vec b[pairs], c[fours], e[eights];
+#pragma GCC unroll 8
+    for (int i = 0; i < pairs; i++) {
+        const vec x = a[2 * i], y = a[2 * i + 1 < N ? 2 * i + 1 : 2 * i];
+        b[i] = add(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < fours; i++) {
+        const vec x = b[2 * i], y = b[2 * i + 1 < pairs ? 2 * i + 1 : 2 * i];
+        c[i] = add(_mm512_shuffle_ps(x, y, 0x44), _mm512_shuffle_ps(x, y, 0xee));
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < eights; i++) {
+        const vec x = c[2 * i], y = c[2 * i + 1 < fours ? 2 * i + 1 : 2 * i];
+        e[i] = add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+    }
+    const vec x = e[0], y = e[eights - 1];
+    return add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+}
+template <int N>
+GS_INLINE void sum_each(const vec* a, float* to) {
+    constexpr int now = N < kLanes ? N : kLanes;
+    store(to, sums_of<now>(a));
+    if constexpr (N > now) sum_each<N - now>(a + now, to + now);
+}
+#else
+template <int N>
+GS_INLINE void sum_each(const vec* a, float* to) {
+#pragma GCC unroll 32
+    for (int i = 0; i < N; i++) to[i] = sum(a[i]);
+}
+#endif
+
 template <int T>
 void dot_flat(const Dot& d) {
     vec acc[T];
@@ -34,8 +72,7 @@ void dot_flat(const Dot& d) {
                 for (int t = 0; t < T; t++) acc[t] = fma(gv, load(x + offset[t] + i), acc[t]);
             }
     }
-#pragma GCC unroll 16
-    for (int t = 0; t < T; t++) d.sums[t] = sum(acc[t]);
+    sum_each<T>(acc, d.sums);
 }
 
 constexpr int kDotTaps = kRegisters == 32 ? 10 : 6;
@@ -90,8 +127,7 @@ void dot_points(const Dot& d, const float* const* planes) {
 #pragma GCC unroll 8
         for (int k = 0; k < E; k++) x[k] += d.x_image;
     }
-#pragma GCC unroll 8
-    for (int k = 0; k < E; k++) d.sums[k] = sum(acc[k]);
+    sum_each<E>(acc, d.sums);
 }
 
 // A row of the output gradient; the masked load is as fast as a plain one only where masks are registers.
@@ -127,44 +163,6 @@ GS_INLINE void next_row(vec (&g)[KH]) {
 #pragma GCC unroll 8
     for (int i = KH - 1; i > 0; i--) g[i] = g[i - 1];
 }
-
-// The sums of N vectors' lanes; to[] has room for whole vectors.
-#if defined(__AVX512F__)
-template <int N>
-GS_INLINE vec sums_of(const vec* a) {
-    constexpr int pairs = (N + 1) / 2, fours = (N + 3) / 4, eights = (N + 7) / 8;
-    vec b[pairs], c[fours], e[eights];
-#pragma GCC unroll 8
-    for (int i = 0; i < pairs; i++) {
-        const vec x = a[2 * i], y = a[2 * i + 1 < N ? 2 * i + 1 : 2 * i];
-        b[i] = add(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < fours; i++) {
-        const vec x = b[2 * i], y = b[2 * i + 1 < pairs ? 2 * i + 1 : 2 * i];
-        c[i] = add(_mm512_shuffle_ps(x, y, 0x44), _mm512_shuffle_ps(x, y, 0xee));
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < eights; i++) {
-        const vec x = c[2 * i], y = c[2 * i + 1 < fours ? 2 * i + 1 : 2 * i];
-        e[i] = add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
-    }
-    const vec x = e[0], y = e[eights - 1];
-    return add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
-}
-template <int N>
-GS_INLINE void sum_each(const vec* a, float* to) {
-    constexpr int now = N < kLanes ? N : kLanes;
-    store(to, sums_of<now>(a));
-    if constexpr (N > now) sum_each<N - now>(a + now, to + now);
-}
-#else
-template <int N>
-GS_INLINE void sum_each(const vec* a, float* to) {
-#pragma GCC unroll 32
-    for (int i = 0; i < N; i++) to[i] = sum(a[i]);
-}
-#endif
 
 // S columns of KH taps, of one connection or of several of the same output: they share the output gradient's rows, and
 // every loaded input vector meets the KH of them that it touches. C columns belong together: their sums are stored row by

@@ -96,7 +96,7 @@ void weight_grad_columns(const WeightGrad& w, Dot d, i64 first, i64 last, bool f
 
 void weight_grad_row(const WeightGrad& w, const float* in, const float* out, i64 o, i64 first, i64 last, i64 images, i64 y0, i64 rows, bool fresh) {
     const gossamer_conv& c = *w.c;
-    float sums[64];
+    float sums[64 + kLanes];
     Dot d;
     d.g = out + o * w.out.plane;
     d.x_image = c.in_channels * w.in.plane;
