@@ -60,6 +60,8 @@ def test_small_inputs_go_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     large = torch.randn(4, 8, 304, 304)
     for layer in (gs.MaxPool2d(2), gs.AvgPool2d(3, 1), gs.BatchNorm2d(8)):
         assert operators(layer, large) != set()
+    assert operators(gs.BatchNorm2d(512), torch.randn(64, 512, 2, 2)) != set()  # PyTorch pays for each plane
+    assert operators(gs.BatchNorm2d(128), torch.randn(64, 128, 4, 4)) == set()
 
 
 @pytest.mark.parametrize("arguments", [(2,), (3, 2, 1), ((3, 3), (2, 2), (1, 1)), (3, 1)], ids=str)

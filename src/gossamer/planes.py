@@ -20,7 +20,8 @@ __all__ = ["AvgPool2d", "BatchNorm2d", "MaxPool2d", "exchange_layers"]
 
 
 # From how many floats of input on the native operators win (`python benchmarks/planes.py` measures them at any size).
-LEAST_POOLED, LEAST_TRAINED = 1 << 14, 1 << 18
+# PyTorch's batch normalisation spends as much on a plane of 2x2 as on one of several times that: planes count for 8 at least.
+LEAST_POOLED, LEAST_TRAINED = 1 << 14, 3 << 16
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -56,7 +57,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     def _native(self, input: Tensor, relu: bool = False) -> Tensor | None:
         """The output, after a ReLU if asked for; none where it is PyTorch that computes."""
         vectors = (self.weight, self.bias, self.running_mean, self.running_var)
-        native = self.training and _are_planes(input, LEAST_TRAINED) and all(_is_vector(v) for v in vectors)
+        native = self.training and _are_planes(input, LEAST_TRAINED, 8) and all(_is_vector(v) for v in vectors)
         count = input.numel() // input.shape[1] if native else 0
         if count < 2:  # of one value a channel PyTorch says what is wrong
             return None
@@ -167,14 +168,15 @@ def _window(layer: nn.MaxPool2d | nn.AvgPool2d, input: Tensor) -> tuple[int, int
     return (kernel, stride, padding) if min(pool.output_size(input.shape, kernel, stride, padding)) > 0 else None
 
 
-def _are_planes(input: Tensor, least: int) -> bool:
-    """Contiguous float32 [n, c, h, w] on the CPU of `least` floats or more, computed now and by no one else."""
+def _are_planes(input: Tensor, least: int, plane: int = 1) -> bool:
+    """Contiguous float32 [n, c, h, w] on the CPU of `least` floats or more, where a plane counts for `plane` at least, computed
+    now and by no one else."""
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
     if torch.compiler.is_compiling() or tracing or not _is_plain(input) or input.device.type != "cpu":
         return False
-    return (
-        input.dtype == torch.float32 and input.dim() == 4 and input.is_contiguous() and input.numel() >= max(least, 1)
-    )
+    if input.dtype != torch.float32 or input.dim() != 4 or not input.is_contiguous() or input.numel() == 0:
+        return False
+    return max(input.numel(), plane * input.shape[0] * input.shape[1]) >= least
 
 
 def _is_vector(vector: Tensor | None) -> bool:
