@@ -119,6 +119,7 @@ i64 input_grad_by_phase(const InputGrad& r) {
     const gossamer_conv& c = r.c;
     const bool gaps = phases_reached(c.kernel_h, c.stride_h, c.dil_h) * phases_reached(c.kernel_w, c.stride_w, c.dil_w) <
                       c.stride_h * c.stride_w;  // some inputs are touched by no tap
+    // of a single tap, whose one phase then writes the zeros between its positions too
     const bool single = c.kernel_h * c.kernel_w == 1 && modulo(-c.pad_h, c.stride_h) < c.in_h && modulo(-c.pad_w, c.stride_w) < c.in_w;
     if (gaps && !single && r.memory) fill_zero(r.grad_input, c.batch * c.in_channels * c.in_h * c.in_w);
     i64 floats = 0;

@@ -260,11 +260,10 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
         }
         w.out.phase = w.out.rows * w.out.pitch;
         w.out.plane = round_up(w.out.phase, kLanes);
-        const i64 groups = divide_up(c.batch, w.group);
-        choose_images(groups, threads, &w);
         const bool plain = g.kernel == 1 && c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
         // planes that do not begin on vectors are copied where they are read often
         w.in_place = plain && (c.in_h * c.in_w % kLanes == 0 || c.indptr[c.out_channels] < 16 * c.in_channels);
+        if (!w.in_place) choose_images(divide_up(c.batch, w.group), threads, &w);
         w.out_in_place = w.in_place || w.shape == kRows || g.kernel == 1;
         if (w.out_in_place) {
             w.out.pitch = w.ow;
