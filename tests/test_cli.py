@@ -103,6 +103,14 @@ def test_an_unknown_experiment_lists_those_there_are() -> None:
     assert "table1" in line
 
 
+@pytest.mark.parametrize("variable", ["GOSSAMER_ISA", "GOSSAMER_PATH"])
+def test_a_wrong_environment_variable_is_named(variable: str) -> None:
+    ended = gossamer("info", env={**os.environ, variable: "nonsense"})
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"gossamer: {variable}=nonsense is not")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_paper_lists_every_figure_and_table() -> None:
     ended = gossamer("paper")
     assert ended.returncode == 0

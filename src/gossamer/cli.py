@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone, as in `gossamer paper | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, FloatingPointError) as error:  # the last: a run that diverged
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:  # the last: a run that diverged
         if os.environ.get("GOSSAMER_TRACEBACK"):
             raise
         print(f"gossamer: {error}", file=sys.stderr)
