@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -114,15 +115,13 @@ class Connectivity:
         return cls.from_positions(mask.shape[1], mask.shape[0], np.flatnonzero(mask), groups=groups)
 
     @classmethod
-    def from_positions(
-        cls, in_channels: int, out_channels: int, positions: np.ndarray, **fields: object
-    ) -> Connectivity:
+    def from_positions(cls, in_channels: int, out_channels: int, positions: np.ndarray, **fields: Any) -> Connectivity:
         """From ascending flat positions `out * in_channels + in`, the inverse of `positions`."""
         rows, indices = np.divmod(np.asarray(positions, dtype=np.int64), in_channels)
         indptr = np.zeros(out_channels + 1, dtype=np.int64)
         counts = np.bincount(rows, minlength=out_channels)
         np.cumsum(counts, out=indptr[1:])
-        return cls(in_channels, out_channels, indptr, indices, **fields)  # type: ignore[arg-type]
+        return cls(in_channels, out_channels, indptr, indices, **fields)
 
     # -- views --------------------------------------------------------------------------------------------------------
 
