@@ -55,49 +55,55 @@ GS_INLINE void sum_each(const vec* a, float* to) {
 }
 #endif
 
-template <int T>
-void dot_flat(const Dot& d) {
-    vec acc[T];
-#pragma GCC unroll 16
-    for (int t = 0; t < T; t++) acc[t] = zero();
+// A row of the output gradient; the masked load is as fast as a plain one only where masks are registers.
+GS_INLINE vec load_gradient(const float* g, int lanes) {
+#if defined(__AVX512F__)
+    return load_first(g, lanes);
+#else
+    return lanes == kLanes ? load(g) : load_first(g, lanes);
+#endif
+}
+
+constexpr int kSharing = kRegisters == 32 ? 3 : 2, kDotTaps = kRegisters == 32 ? 9 : 6;
+
+// T taps of E connections that listen to the same input channel: every loaded input vector meets the E output gradients.
+template <int T, int E>
+void dot_taps(const Dot& d, const float* const* gradients) {
+    vec acc[E * T];
+#pragma GCC unroll 32
+    for (int i = 0; i < E * T; i++) acc[i] = zero();
     i64 offset[T];
     for (int t = 0; t < T; t++) offset[t] = d.offset[t];
     for (i64 n = 0; n < d.images; n++) {
-        const float* x = d.x + n * d.x_image;
-        const float* g = d.g + n * d.g_image;
-        for (i64 r = 0; r < d.rows; r++, x += d.pitch, g += d.g_pitch)
+        const float *x = d.x + n * d.x_image, *g[E];
+#pragma GCC unroll 4
+        for (int k = 0; k < E; k++) g[k] = gradients[k] + n * d.g_image;
+        for (i64 r = 0; r < d.rows; r++, x += d.pitch) {
             for (i64 i = 0; i < d.cols; i += kLanes) {
-                const vec gv = i + kLanes <= d.cols ? load(g + i) : load_first(g + i, (int)(d.cols - i));
+                const int lanes = (int)least(kLanes, d.cols - i);
+                vec gv[E];
+#pragma GCC unroll 4
+                for (int k = 0; k < E; k++) gv[k] = load_gradient(g[k] + i, lanes);
 #pragma GCC unroll 16
-                for (int t = 0; t < T; t++) acc[t] = fma(gv, load(x + offset[t] + i), acc[t]);
+                for (int t = 0; t < T; t++) {
+                    const vec in = pin(load(x + offset[t] + i));
+#pragma GCC unroll 4
+                    for (int k = 0; k < E; k++) acc[k * T + t] = fma(gv[k], in, acc[k * T + t]);
+                }
             }
+#pragma GCC unroll 4
+            for (int k = 0; k < E; k++) g[k] += d.g_pitch;
+        }
     }
-    sum_each<T>(acc, d.sums);
+    sum_each<E * T>(acc, d.sums);
 }
 
-constexpr int kDotTaps = kRegisters == 32 ? 10 : 6;
-
-void dot_any(Dot d, int taps) {
-    for (int t = 0; t < taps;) {
-        const int left = taps - t, parts = (left + kDotTaps - 1) / kDotTaps, take = (left + parts - 1) / parts;
-        switch (take) {
-            case 1: dot_flat<1>(d); break;
-            case 2: dot_flat<2>(d); break;
-            case 3: dot_flat<3>(d); break;
-            case 4: dot_flat<4>(d); break;
-            case 5: dot_flat<5>(d); break;
-            case 6: dot_flat<6>(d); break;
-#if defined(__AVX512F__) || defined(__ARM_NEON)
-            case 7: dot_flat<7>(d); break;
-            case 8: dot_flat<8>(d); break;
-            case 9: dot_flat<9>(d); break;
-            case 10: dot_flat<10>(d); break;
-#endif
-        }
-        t += take;
-        d.offset += take;
-        d.sums += take;
-    }
+template <int E, int T = kDotTaps>
+void dot_any(const Dot& d, int taps, const float* const* gradients) {
+    if (taps == T)
+        dot_taps<T, E>(d, gradients);
+    else if constexpr (T > 1)
+        dot_any<E, T - 1>(d, taps, gradients);
 }
 
 // E connections of one output that have one tap each.
@@ -128,15 +134,6 @@ void dot_points(const Dot& d, const float* const* planes) {
         for (int k = 0; k < E; k++) x[k] += d.x_image;
     }
     sum_each<E>(acc, d.sums);
-}
-
-// A row of the output gradient; the masked load is as fast as a plain one only where masks are registers.
-GS_INLINE vec load_gradient(const float* g, int lanes) {
-#if defined(__AVX512F__)
-    return load_first(g, lanes);
-#else
-    return lanes == kLanes ? load(g) : load_first(g, lanes);
-#endif
 }
 
 // One input row of S columns against the kernel rows lo..hi, whose output-gradient rows are g[lo..hi].

@@ -126,6 +126,28 @@ GS_INLINE void copy_row(float* to, i64 length, const float* from, i64 first, i64
     fill_zero(to + last, length - last);
 }
 
+// Rows of `length` floats one after the other, each as copy_row makes it, `step` floats of `from` apart. A row's last vector may
+// reach over the next row's floats, which are written later; the last row is exact.
+void copy_rows(float* to, i64 length, const float* from, i64 step, i64 first, i64 last, i64 rows) {
+    const i64 tail = (divide_up(length, kLanes) - 1) * kLanes;
+    if (kLanes < 8 || first > kLanes || last < tail || length < kLanes) {
+        for (i64 r = 0; r < rows; r++) copy_row(to + r * length, length, from + r * step, first, last);
+        return;
+    }
+    const int begin = (int)(tail ? 0 : first), left = (int)(last - tail);
+    for (i64 r = 0; r < rows; r++, to += length, from += step) {
+        if (tail) {
+            store(to, load_between(from, (int)first, kLanes, zero()));
+            for (i64 i = kLanes; i < tail; i += kLanes) store(to + i, load(from + i));
+        }
+        const vec v = load_between(from + tail, begin, left, zero());
+        if (r + 1 < rows)
+            store(to + tail, v);
+        else
+            store_first(to + tail, v, (int)(length - tail));
+    }
+}
+
 // Copies one source plane; position row 0 is grid row y0.
 void copy_plane(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 height, i64 width, i64 y0, float* to) {
     float* const end = to + l.plane;
@@ -135,8 +157,10 @@ void copy_plane(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 h
             const i64 x0 = b + l.col_min;
             const i64 first = least(l.cols, x0 >= 0 ? 0 : divide_up(-x0, step_x));
             const i64 last = most(first, least(l.cols, x0 >= width ? 0 : divide_up(width - x0, step_x)));
-            for (i64 r = 0; r < l.rows; r++, to += l.pitch) {
+            i64 rows = 1;
+            for (i64 r = 0; r < l.rows; r += rows, to += rows * l.pitch) {
                 const i64 y = (y0 + r) * step_y + a + l.row_min;
+                rows = 1;
                 if (y < 0 || y >= height) {
                     fill_zero(to, l.pitch);
                     if (pairs) fill_zero(to + l.phase, l.pitch);
@@ -144,7 +168,8 @@ void copy_plane(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 h
                 }
                 const float* from = src + y * width + x0;
                 if (step_x == 1) {
-                    copy_row(to, l.cols, from, first, last);
+                    rows = least(l.rows - r, divide_up(height - y, step_y));
+                    copy_rows(to, l.cols, from, step_y * width, first, last, rows);
                 } else if (pairs) {
                     copy_pairs(to, to + l.phase, from, l.cols, -x0, width - x0);
                 } else {

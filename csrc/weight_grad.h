@@ -7,6 +7,13 @@
 namespace gossamer {
 namespace {
 
+// The connections, in one list for each output or, transposed, for each channel.
+struct Lists {
+    const int32_t* begin;  // of list l: begin[l] .. begin[l + 1]
+    const int32_t* end;    // the other end of connection e, channel or output: end[e * entry]; ascending in a list
+    i64 entry, lists, ends;
+};
+
 struct WeightGrad {
     const gossamer_conv* c;
     const float *grad_output, *input;
@@ -17,10 +24,12 @@ struct WeightGrad {
     i64 band, bands, images, blocks;  // a block is `images` images (or image groups), one band
     i64 at_once;                      // of a block's images, those whose products are added up in registers
     i64 group;                        // images in one plane (batch shape)
-    i64 channel_block;
+    i64 near;                         // ends of a list whose planes stay in the cache
     int column, columns;
     const i64* offset;
     const int32_t* tap_weight;
+    Lists lists;
+    const Listener* listeners;        // by channel, where taps come one by one, or NULL
     bool in_place;                    // the input itself is the planes (one tap, no padding, no stride)
     bool out_in_place;                // the output gradient itself is
     float *in_planes, *out_planes;    // [image of block][channel]
@@ -94,19 +103,26 @@ void weight_grad_columns(const WeightGrad& w, Dot d, i64 first, i64 last, bool f
         }
 }
 
-void weight_grad_row(const WeightGrad& w, const float* in, const float* out, i64 o, i64 first, i64 last, i64 images, i64 y0, i64 rows, bool fresh) {
-    const gossamer_conv& c = *w.c;
-    float sums[64 + kLanes];
+// What all dot products of some images share.
+Dot dots(const WeightGrad& w, i64 images, i64 rows) {
     Dot d;
-    d.g = out + o * w.out.plane;
-    d.x_image = c.in_channels * w.in.plane;
-    d.g_image = c.out_channels * w.out.plane;
+    d.x_image = w.c->in_channels * w.in.plane;
+    d.g_image = w.c->out_channels * w.out.plane;
     d.images = images;
     const bool run_on = w.shape == kFlat;  // rows follow each other, with zeros in the gaps of the output gradient
     d.rows = run_on ? 1 : rows;
     d.cols = run_on ? rows * w.out.pitch : w.ow * w.out.inner;
     d.pitch = w.in.pitch;
     d.g_pitch = w.out.pitch;
+    return d;
+}
+
+// Connections [first, last) of output o.
+void weight_grad_row(const WeightGrad& w, const float* in, const float* out, i64 o, i64 first, i64 last, i64 images, i64 y0, i64 rows, bool fresh) {
+    const gossamer_conv& c = *w.c;
+    float sums[64 + kLanes];
+    Dot d = dots(w, images, rows);
+    d.g = out + o * w.out.plane;
     if (w.kernel == 1) {
         d.offset = w.offset;
         d.sums = sums;
@@ -125,40 +141,52 @@ void weight_grad_row(const WeightGrad& w, const float* in, const float* out, i64
         }
         return;
     }
-    if (w.column > 1) {
-        d.x = in;
-        d.top = (int)least(w.column - 1, most(0, -w.in.row_min - y0));
-        d.bottom = (int)least(w.column - 1, most(0, y0 + w.in.row_min + rows + w.column - 1 - c.in_h));
-        d.sums = sums;
-        if (w.column == 3)
-            weight_grad_columns<3>(w, d, first, last, fresh);
-        else if (w.column == 5)
-            weight_grad_columns<5>(w, d, first, last, fresh);
-        else
-            weight_grad_columns<7>(w, d, first, last, fresh);
-        return;
-    }
-    for (i64 e = first; e < last; e++) {
-        d.x = in + c.indices[e] * w.in.plane;
-        float* to = w.grad_weight + e * w.kernel;
-        for (int j = 0; j < w.columns; j += 64) {  // of `sums`
-            const int columns = (int)least(64, w.columns - j);
-            d.offset = w.offset + j;
-            d.sums = sums;
-            dot_any(d, columns);
-            const int32_t* place = w.tap_weight + j;
-            for (int t = 0; t < columns; t++) to[place[t]] = fresh ? sums[t] : to[place[t]] + sums[t];
-        }
-    }
+    d.x = in;
+    d.top = (int)least(w.column - 1, most(0, -w.in.row_min - y0));
+    d.bottom = (int)least(w.column - 1, most(0, y0 + w.in.row_min + rows + w.column - 1 - c.in_h));
+    d.sums = sums;
+    if (w.column == 3)
+        weight_grad_columns<3>(w, d, first, last, fresh);
+    else if (w.column == 5)
+        weight_grad_columns<5>(w, d, first, last, fresh);
+    else
+        weight_grad_columns<7>(w, d, first, last, fresh);
 }
 
-// The first of an output's connections, which are in ascending order, with channel `channel` or a later one.
-i64 first_from(const gossamer_conv& c, i64 o, i64 channel) {
-    i64 first = c.indptr[o], last = c.indptr[o + 1];
-    if (channel >= c.in_channels) return last;
+// All taps, which are listed in the order of the weights, a few at a time, of E of a channel's listeners at once.
+template <int E = kSharing>
+void weight_grad_shared(const WeightGrad& w, Dot d, const float* out, i64 first, i64 last, bool fresh) {
+    const int parts = (w.columns + kDotTaps - 1) / kDotTaps;
+    for (; first + E <= last; first += E) {
+        const float* gradients[E];
+        for (int k = 0; k < E; k++) gradients[k] = out + w.listeners[first + k].output * w.out.plane;
+        for (int part = 0; part < parts; part++) {
+            const int t0 = w.columns * part / parts, taps = w.columns * (part + 1) / parts - t0;
+            d.offset = w.offset + t0;
+            dot_any<E>(d, taps, gradients);
+            for (int k = 0; k < E; k++)
+                put_sums(w.grad_weight + w.listeners[first + k].position * w.kernel + t0, d.sums + k * taps, taps, fresh);
+        }
+    }
+    if constexpr (E > 1) weight_grad_shared<E - 1>(w, d, out, first, last, fresh);
+}
+
+// The transposed connections [first, last), all of one channel.
+void weight_grad_channel(const WeightGrad& w, const float* in, const float* out, i64 channel, i64 first, i64 last, i64 images, i64 rows, bool fresh) {
+    float sums[kSharing * kDotTaps + kLanes];
+    Dot d = dots(w, images, rows);
+    d.x = in + channel * w.in.plane;
+    d.sums = sums;
+    weight_grad_shared(w, d, out, first, last, fresh);
+}
+
+// The first connection of list l whose other end is `wanted` or a later one.
+i64 first_from(const Lists& s, i64 l, i64 wanted) {
+    i64 first = s.begin[l], last = s.begin[l + 1];
+    if (wanted >= s.ends) return last;
     while (first < last) {
         const i64 middle = (first + last) / 2;
-        if (c.indices[middle] < channel)
+        if (s.end[middle * s.entry] < wanted)
             first = middle + 1;
         else
             last = middle;
@@ -166,15 +194,16 @@ i64 first_from(const gossamer_conv& c, i64 o, i64 channel) {
     return first;
 }
 
-// Images at once: as many as leave the planes of all channels in the cache, but enough of them to make up for adding the
+// Images at once: as many as leave the planes of all the lists' ends in the cache, but enough of them to make up for adding the
 // lanes of each sum. One thread copies just these, so that it finds them in its cache; several copy more of them, because
 // they wait for each other after each block.
 void choose_images(i64 groups, int threads, WeightGrad* w) {
-    const i64 fit = kCacheFloats / (w->c->in_channels * w->in.plane), many = divide_up(256 * kLanes, w->out.plane);
+    const i64 plane = w->listeners ? w->out.plane : w->in.plane;  // of the other ends
+    const i64 fit = kCacheFloats / (w->lists.ends * plane), many = divide_up(256 * kLanes, w->out.plane);
     w->at_once = w->bands > 1 ? 1 : least(groups, most(divide_up(32 * kLanes, w->out.plane), least(fit, many)));
     w->images = w->bands > 1 || threads == 1 ? w->at_once : least(round_up(groups, w->at_once), round_up(many, w->at_once));
     w->blocks = divide_up(groups, w->images) * w->bands;
-    w->channel_block = most(1, kCacheFloats / (w->at_once * w->in.plane));
+    w->near = most(1, kCacheFloats / (w->at_once * plane));
 }
 
 void weight_grad_thread(void* argument, int thread, int threads) {
@@ -192,18 +221,26 @@ void weight_grad_thread(void* argument, int thread, int threads) {
         const float* in = w.in_place ? w.input + begun * c.in_channels * w.in.plane : w.in_planes;
         const float* out = w.out_in_place ? w.grad_output + begun * c.out_channels * w.out.plane + y0 * w.ow : w.out_planes;
         const i64 rows = w.out_in_place ? least(w.band, w.oh - y0) : w.out.rows;
-        const i64 chunk = threads == 1 ? c.out_channels : divide_up(c.out_channels, threads * 4);
+        const Lists& s = w.lists;
+        const i64 parts = threads == 1 ? 1 : divide_up(threads * 4, s.lists), units = s.lists * parts;  // where lists are few
+        const i64 chunk = threads == 1 ? units : divide_up(units, threads * 4);
         for (;;) {
-            const i64 o0 = __atomic_fetch_add(w.counter, chunk, __ATOMIC_RELAXED), o1 = least(o0 + chunk, c.out_channels);
-            if (o0 >= c.out_channels) break;
+            const i64 u0 = __atomic_fetch_add(w.counter, chunk, __ATOMIC_RELAXED), u1 = least(u0 + chunk, units);
+            if (u0 >= units) break;
             for (i64 image = 0; image < images; image += w.at_once) {
                 const float* x = in + image * c.in_channels * w.in.plane;
                 const float* g = out + image * c.out_channels * w.out.plane;
                 const i64 now = least(w.at_once, images - image);
-                for (i64 channel = 0; channel < c.in_channels; channel += w.channel_block)  // which stay in the cache
-                    for (i64 o = o0; o < o1; o++) {
-                        const i64 first = first_from(c, o, channel), last = first_from(c, o, channel + w.channel_block);
-                        weight_grad_row(w, x, g, o, first, last, now, y0, rows, block == 0 && image == 0);
+                const bool fresh = block == 0 && image == 0;
+                for (i64 end = 0; end < s.ends; end += w.near)
+                    for (i64 u = u0; u < u1; u++) {
+                        const i64 l = u / parts, part = u % parts;
+                        const i64 from = first_from(s, l, end), count = first_from(s, l, end + w.near) - from;
+                        const i64 first = from + count * part / parts, last = from + count * (part + 1) / parts;
+                        if (w.listeners)
+                            weight_grad_channel(w, x, g, l, first, last, now, rows, fresh);
+                        else
+                            weight_grad_row(w, x, g, l, first, last, now, y0, rows, fresh);
                     }
             }
         }
@@ -227,7 +264,8 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
     w.oh = g.rows;
     w.ow = g.cols;
     w.kernel = g.kernel;
-    const i64 tables = round_up(5 * g.kernel + 2, kLanes) + kLanes;
+    const i64 taps = round_up(5 * g.kernel + 2, kLanes) + kLanes, begins = round_up(c.in_channels + 1, 2);
+    const i64 tables = taps + (g.kernel > 1 ? round_up(begins + 2 * c.indptr[c.out_channels], kLanes) : 0);
     i64 floats = 0;
     for (int pass = 0; pass < 2; pass++) {
         float* memory = scratch(tables + floats);
@@ -240,6 +278,13 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
         forward_taps(c, weight_grad_joined(c), &g);
         Plan p = make_plan(g, 1, true);
         if (p.shape == kFlat) forward_taps(c, false, &g);
+        const bool by_channel = g.kernel > 1 && g.column == 1;
+        int32_t* begin = reinterpret_cast<int32_t*>(memory + taps);
+        Listener* listeners = by_channel ? reinterpret_cast<Listener*>(begin + begins) : nullptr;
+        if (by_channel && pass == 1) transpose_connections(c, nullptr, begin, listeners);
+        w.lists = {c.indptr, c.indices, 1, c.out_channels, c.in_channels};
+        if (by_channel) w.lists = {begin, &listeners->output, sizeof(Listener) / sizeof(int32_t), c.in_channels, c.out_channels};
+        w.listeners = listeners;
         w.shape = p.shape;
         w.group = p.shape == kBatch ? p.group : 1;
         w.column = g.column;
