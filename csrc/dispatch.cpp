@@ -156,6 +156,15 @@ int gossamer_batch_norm_grad(const gossamer_norm* n, const float* grad_output, c
     return GOSSAMER_OK;
 }
 
+int gossamer_normalise(const gossamer_norm* n, const float* mean, const float* variance, const float* scale, const float* shift,
+                       float epsilon, int relu, float* values, int threads) {
+    const int status = check(n);
+    if (status) return status;
+    if (!mean || !variance || !values) return GOSSAMER_NULL_POINTER;
+    choice().chosen.norm->normalise(*n, mean, variance, scale, shift, epsilon, relu != 0, values, threads);
+    return GOSSAMER_OK;
+}
+
 const char* gossamer_kernel_name(const gossamer_conv* c, char pass) {
     return check(c) ? "none" : choice().chosen.kernels->kernel_name(*c, pass);
 }

@@ -83,12 +83,12 @@ GOSSAMER_API int gossamer_max_pool(const gossamer_pool* pool, const float* input
 GOSSAMER_API int gossamer_max_pool_grad(const gossamer_pool* pool, const float* grad_output, const uint8_t* index,
                                         float* grad_input, int threads);
 
-/* Batch normalisation, in training, of contiguous float32 tensors [batch, channels, area], where area is height x width; all >= 1. */
+/* Batch normalisation of contiguous float32 tensors [batch, channels, area], where area is height x width; all >= 1. */
 typedef struct gossamer_norm {
     int64_t batch, channels, area;
 } gossamer_norm;
 
-/* mean and variance [channels] of each channel (the variance divided by batch * area), and with them
+/* In training: mean and variance [channels] of each channel (the variance divided by batch * area), and with them
  * output = (input - mean[c]) / sqrt(variance[c] + epsilon) * scale[c] + shift[c]; scale (1) and shift (0) may be NULL.
  * With relu, output = max(0, output), where what is not a number stays so. */
 GOSSAMER_API int gossamer_batch_norm(const gossamer_norm* norm, const float* input, const float* scale, const float* shift,
@@ -100,6 +100,10 @@ GOSSAMER_API int gossamer_batch_norm_grad(const gossamer_norm* norm, const float
                                           const float* scale, const float* shift, const float* mean,
                                           const float* variance, float epsilon, int relu, float* grad_input,
                                           float* grad_scale, float* grad_shift, int threads);
+
+/* values = what gossamer_batch_norm makes of them, in place and with the mean and variance given: batch normalisation in evaluation. */
+GOSSAMER_API int gossamer_normalise(const gossamer_norm* norm, const float* mean, const float* variance, const float* scale,
+                                    const float* shift, float epsilon, int relu, float* values, int threads);
 
 /* A sentence for a status; never NULL. */
 GOSSAMER_API const char* gossamer_status_text(int status);

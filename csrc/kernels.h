@@ -24,6 +24,8 @@ struct NormKernels {
     void (*batch_norm_grad)(const gossamer_norm&, const float* grad_output, const float* input, const float* scale,
                             const float* shift, const float* mean, const float* variance, float epsilon, bool relu,
                             float* grad_input, float* grad_scale, float* grad_shift, int threads);
+    void (*normalise)(const gossamer_norm&, const float* mean, const float* variance, const float* scale,
+                      const float* shift, float epsilon, bool relu, float* values, int threads);
 };
 
 static inline int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {

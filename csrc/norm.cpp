@@ -44,11 +44,15 @@ GS_INLINE Sums sums(const Piece& p, Term term) {
     return {sum(add(add(a[0], a[1]), add(a[2], a[3]))), sum(add(add(b[0], b[1]), add(b[2], b[3])))};
 }
 
-// value(at, lanes) for each vector of a channel goes to `to`, past the caches where that pays.
+// Whether the result is so large that it is stored past the caches, and on whole vectors.
+bool streams(const gossamer_norm& n, const float* to) {
+    return n.batch * n.channels * n.area >= kStreamFloats && n.area % kLanes == 0 && (uintptr_t)to % sizeof(vec) == 0;
+}
+
+// value(at, lanes) for each vector of a channel goes to `to`, past the caches if `past`.
 template <class Value>
-GS_INLINE void fill(const gossamer_norm& n, i64 channel, float* to, Value value) {
+GS_INLINE void fill(const gossamer_norm& n, i64 channel, bool past, float* to, Value value) {
     const i64 step = n.channels * n.area;
-    const bool past = n.batch * step >= kStreamFloats && n.area % kLanes == 0 && (uintptr_t)to % sizeof(vec) == 0;
     for (i64 i = 0; i < n.batch; i++) {
         i64 x = i * step + channel * n.area;
         const i64 last = x + n.area;
@@ -104,15 +108,25 @@ void moments(const Call& c, i64 channel) {
 }
 
 template <bool relu>
-void normalise(const Call& c, i64 channel) {
-    moments(c, channel);
+GS_INLINE void normalise(const Call& c, i64 channel, bool past) {
     const float* x = c.input;
     const vec minus = broadcast(-c.mean[channel]), shift = broadcast(c.shift ? c.shift[channel] : 0);
     const vec factor = broadcast((float)((c.scale ? c.scale[channel] : 1) * inverse_deviation(c, channel)));
-    fill(c.n, channel, c.output, [&](i64 at, int lanes) {
+    fill(c.n, channel, past, c.output, [&](i64 at, int lanes) {
         const vec y = fma(add(some(x + at, lanes, 0), minus), factor, shift);
         return relu ? max(zero(), y) : y;  // of the two the second where that is not a number
     });
+}
+
+template <bool relu>
+void train(const Call& c, i64 channel) {
+    moments(c, channel);
+    normalise<relu>(c, channel, streams(c.n, c.output));
+}
+
+template <bool relu>
+void evaluate(const Call& c, i64 channel) {
+    normalise<relu>(c, channel, false);  // what is read is in the caches then
 }
 
 // With g the gradient, d = input - mean, r = 1 / deviation and M the channel's floats:
@@ -138,7 +152,7 @@ void gradient(const Call& c, i64 channel) {
     c.grad_scale[channel] = (float)(product * r);
     const vec for_d = broadcast((float)(-factor * r * r * product / floats));
     const vec rest = broadcast((float)(-factor * shift / floats));
-    fill(c.n, channel, c.grad_input, [&](i64 at, int lanes) {
+    fill(c.n, channel, streams(c.n, c.grad_input), c.grad_input, [&](i64 at, int lanes) {
         const vec d = add(some(x + at, lanes, 0), minus);
         return fma(through<relu>(fma(d, for_g, above), some(g + at, lanes, 0)), for_g, fma(d, for_d, rest));
     });
@@ -160,7 +174,14 @@ int useful_threads(const gossamer_norm& n, int threads) {
 void batch_norm(const gossamer_norm& n, const float* input, const float* scale, const float* shift, float epsilon,
                 bool relu, float* mean, float* variance, float* output, int threads) {
     Call c = {n, nullptr, input, scale, shift, epsilon, mean, variance, output, nullptr, nullptr, nullptr};
-    parallel(useful_threads(n, threads), relu ? channels<normalise<true>> : channels<normalise<false>>, &c);
+    parallel(useful_threads(n, threads), relu ? channels<train<true>> : channels<train<false>>, &c);
+}
+
+void normalise(const gossamer_norm& n, const float* mean, const float* variance, const float* scale, const float* shift,
+               float epsilon, bool relu, float* values, int threads) {
+    Call c = {n, nullptr, values, scale, shift, epsilon, const_cast<float*>(mean), const_cast<float*>(variance),
+              values, nullptr, nullptr, nullptr};
+    parallel(useful_threads(n, threads), relu ? channels<evaluate<true>> : channels<evaluate<false>>, &c);
 }
 
 void batch_norm_grad(const gossamer_norm& n, const float* grad_output, const float* input, const float* scale, const float* shift,
@@ -176,6 +197,6 @@ void batch_norm_grad(const gossamer_norm& n, const float* grad_output, const flo
 #define GS_TABLE_(name) norm_##name
 #define GS_TABLE(name) GS_TABLE_(name)
 extern const NormKernels GS_TABLE(GOSSAMER_BUILD);
-const NormKernels GS_TABLE(GOSSAMER_BUILD) = {batch_norm, batch_norm_grad};
+const NormKernels GS_TABLE(GOSSAMER_BUILD) = {batch_norm, batch_norm_grad, normalise};
 
 }  // namespace gossamer

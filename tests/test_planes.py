@@ -48,7 +48,7 @@ X = torch.randn(2, 8, 12, 15)
 @pytest.fixture(autouse=True)
 def _small_inputs_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The native operators take small inputs as well, which would cost more than they save."""
-    for name in ("LEAST_POOLED", "LEAST_TRAINED"):
+    for name in ("LEAST_POOLED", "LEAST_NORMALISED"):
         monkeypatch.setattr(planes, name, 0)
 
 
@@ -62,6 +62,9 @@ def test_small_inputs_go_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert operators(layer, large) != set()
     assert operators(gs.BatchNorm2d(512), torch.randn(64, 512, 2, 2)) != set()  # PyTorch pays for each plane
     assert operators(gs.BatchNorm2d(128), torch.randn(64, 128, 4, 4)) == set()
+    with torch.no_grad():
+        evaluated = [operators(gs.sparsify(Block(8), 0.5).eval(), x) for x in (X, large)]
+    assert evaluated == [{"gossamer.sparse_conv2d"}, {"gossamer.sparse_conv2d", "gossamer.normalise_"}]
 
 
 @pytest.mark.parametrize("arguments", [(2,), (3, 2, 1), ((3, 3), (2, 2), (1, 1)), (3, 1)], ids=str)
@@ -122,10 +125,14 @@ def test_transformations_of_functions() -> None:
 # -- averages ----------------------------------------------------------------------------------------------------------
 
 
-def operators(layer: nn.Module, x: Tensor) -> set[str]:
+def all_operators(layer: nn.Module, x: Tensor) -> set[str]:
     with Operators() as seen:
         layer(x)
-    return {name for name in seen.names if name.startswith("gossamer.")}
+    return seen.names
+
+
+def operators(layer: nn.Module, x: Tensor) -> set[str]:
+    return {name for name in all_operators(layer, x) if name.startswith("gossamer.")}
 
 
 @pytest.mark.parametrize("arguments", [(3, 1, 1), (3, 2, 1), (5, 2), ((4, 4), 1, 2), (2, 1, 0, False, False)], ids=str)
@@ -272,6 +279,30 @@ def test_normalisation_takes_the_relu_along(arguments: dict, value: float) -> No
     theirs.load_state_dict(ours.state_dict())
     assert sees(ours.eval(), IMAGES) >= {"aten.relu", "aten.relu_"}
     torch.testing.assert_close(ours(IMAGES), theirs.eval()(IMAGES), rtol=1e-4, atol=1e-4, equal_nan=True)
+    before = copy.deepcopy(ours.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(ours(IMAGES), theirs(IMAGES), rtol=1e-4, atol=1e-4, equal_nan=True)
+        in_place = "gossamer.normalise_" in all_operators(ours[0], IMAGES)
+    assert in_place == ours[0][1].track_running_stats
+    torch.testing.assert_close(ours.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])
+def test_evaluation_writes_only_over_what_a_sparse_convolution_has_just_made(inference: Callable) -> None:
+    ours, seen = gs.sparsify(Block(8), 0.5).eval(), []
+    expected = nn.Sequential(*copy.deepcopy(list(ours)))(X).detach()
+    with inference():
+        assert operators(ours, X) == {"gossamer.sparse_conv2d", "gossamer.normalise_"}
+        assert not any("relu" in name or "batch_norm" in name for name in all_operators(ours, X))
+        torch.testing.assert_close(ours(X), expected)
+        handle = ours[0].register_forward_hook(lambda *call: seen.append(call[2]))  # which keeps it
+        assert "gossamer.normalise_" not in all_operators(ours, X)
+        assert torch.equal(seen[0], ours[0](X))
+        handle.remove()
+        rest, x = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()).eval(), X.clone()
+        planes.exchange_layers(rest)
+        assert operators(rest, x) == set()
+        assert torch.equal(x, X)
 
 
 def test_who_rectifies_shows_nowhere_else() -> None:
@@ -316,13 +347,16 @@ def test_layers_with_hooks_are_called(layer: int, register: Callable, recwarn: p
     plain[2] = late[2] = nn.ReLU()  # full backward hooks and in-place layers exclude each other
     seen: list[nn.Module] = []
     for model in (plain, late):
+        seen.clear()
         handle = register(model[layer], lambda module, *_: seen.append(module) if len(seen) < 9 else None)
-        before = len(seen)
         sparse = gs.sparsify(model, 0.5, inplace=True) if model is plain else model
         assert "aten.relu" in sees(sparse, IMAGES)
-        assert sparse[layer] in seen[before:]
-        handle.remove()
-        assert sees(sparse, IMAGES) == NATIVE
+        assert sparse[layer] in seen
+        with torch.no_grad():
+            assert any("relu" in name for name in all_operators(sparse.eval(), IMAGES))
+            handle.remove()
+            assert not any("relu" in name for name in all_operators(sparse, IMAGES))
+        assert sees(sparse.train(), IMAGES) == NATIVE
 
 
 def test_what_takes_their_places_is_called() -> None:

@@ -3,7 +3,8 @@
 PyTorch's fast pooling and batch normalisation want channels-last, and sparse convolutions work on planes. Each class here
 is PyTorch's of the same name, with the same arguments, parameters, buffers and results. float32 planes on the CPU go to
 Gossamer's operators where they are large enough to pay for the call; everything else, `torch.compile` and export included,
-goes to PyTorch's. Inside an `nn.Sequential` a native normalisation computes the ReLU that follows it as well.
+goes to PyTorch's. Inside an `nn.Sequential` a native normalisation computes the ReLU that follows it as well, in evaluation
+in the output of the sparse convolution before it.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.kernels import cpu, norm, pool, transformed
+from gossamer.layers import SparseConv2d
 
 __all__ = ["AvgPool2d", "BatchNorm2d", "MaxPool2d", "exchange_layers"]
 
 
 # From how many floats of input on the native operators win (`python benchmarks/planes.py` measures them at any size).
 # PyTorch's batch normalisation spends as much on a plane of 2x2 as on one of several times that: planes count for 8 at least.
-LEAST_POOLED, LEAST_TRAINED = 1 << 14, 3 << 16
+LEAST_POOLED, LEAST_NORMALISED = 1 << 14, 3 << 16
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -48,7 +50,7 @@ class AvgPool2d(nn.AvgPool2d):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` up to rounding; native is training. In evaluation PyTorch is as fast."""
+    """`nn.BatchNorm2d` up to rounding; native is training. In evaluation PyTorch is as fast, unless it can be done in place."""
 
     def forward(self, input: Tensor) -> Tensor:
         output = self._native(input)
@@ -57,13 +59,23 @@ class BatchNorm2d(nn.BatchNorm2d):
     def _native(self, input: Tensor, relu: bool = False) -> Tensor | None:
         """The output, after a ReLU if asked for; none where it is PyTorch that computes."""
         vectors = (self.weight, self.bias, self.running_mean, self.running_var)
-        native = self.training and _are_planes(input, LEAST_TRAINED, 8) and all(_is_vector(v) for v in vectors)
+        native = self.training and _are_planes(input, LEAST_NORMALISED, 8) and all(_is_vector(v) for v in vectors)
         count = input.numel() // input.shape[1] if native else 0
         if count < 2:  # of one value a channel PyTorch says what is wrong
             return None
         output, mean, variance = norm.batch_norm(input, self.weight, self.bias, self.eps, relu)
         self._remember(mean, variance, count)
         return output
+
+    def _in_place(self, input: Tensor) -> bool:
+        """Whether the results of an evaluation, after a ReLU, were written over `input`."""
+        if self.training or torch.is_grad_enabled() or not _are_planes(input, LEAST_NORMALISED):
+            return False
+        weight, bias, mean, variance = vectors = (self.weight, self.bias, self.running_mean, self.running_var)
+        if mean is None or variance is None or not all(_is_vector(v) for v in vectors):
+            return False
+        norm.normalise_(input, mean, variance, weight, bias, self.eps, relu=True)
+        return True
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -79,23 +91,25 @@ class BatchNorm2d(nn.BatchNorm2d):
 class _Rectifying(nn.Sequential):
     """The forward of an `nn.Sequential` in which a native batch normalisation computes the `nn.ReLU` right after it too.
 
+    In evaluation it does so where nobody else can hold its input: in what a sparse convolution has just returned.
     Both modules stay in their places and know nothing of it. Each call looks anew whether they are what they were and
     would be called for nothing but their results, so that later hooks and replacements work as ever.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return super().forward(input)
-        layers, rectified = list(self), False
+        layers, rectified, own = list(self), False, False
         for layer, after in zip_longest(layers, layers[1:]):
             if rectified:  # this is the ReLU
                 rectified = False
                 continue
             output = None
             if type(layer) is BatchNorm2d and type(after) is nn.ReLU and _is_bare(layer) and _is_bare(after):
-                output = layer._native(input, relu=True)
+                output = input if own and layer._in_place(input) else layer._native(input, relu=True)
             rectified = output is not None
             input = layer(input) if output is None else output
+            own = type(layer) is SparseConv2d and _is_bare(layer)
         return input
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -55,6 +55,10 @@ def agrees(x: Tensor, weight: Tensor | None, bias: Tensor | None, tolerance: flo
         torch.autograd.grad(y, ours, grad), torch.autograd.grad(expected, theirs, grad.double()), strict=True
     ):
         close(a, b, tolerance * 10)
+    moments = mean + 1, variance + 0.5
+    values = norm.normalise_(x.clone(), *moments, weight, bias, EPS, relu)
+    expected = F.batch_norm(x.double(), *(None if t is None else t.double() for t in (*moments, weight, bias)), eps=EPS)
+    close(values, F.relu(expected) if relu else expected, tolerance)
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
@@ -151,7 +155,8 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     for threads in (1, 2, 3, 30):
         torch.set_num_threads(threads)
         y, mean, variance = norm.batch_norm(x, weight, None, EPS)
-        results.append((y, mean, variance, torch.autograd.grad(y.square().sum(), x)[0]))
+        evaluated = norm.normalise_(x.detach().clone(), weight, weight, None, None, EPS)
+        results.append((y, mean, variance, torch.autograd.grad(y.square().sum(), x)[0], evaluated))
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
@@ -162,6 +167,7 @@ def test_moments_of_no_images_are_an_error() -> None:
         norm.batch_norm(x, None, None, EPS)
     with pytest.raises(RuntimeError, match=r"size is out of range"):
         torch.ops.gossamer.batch_norm_grad(x, x, None, None, torch.zeros(3), torch.ones(3), EPS)
+    assert norm.normalise_(x, torch.zeros(3), torch.ones(3), None, None, EPS) is x  # its moments are there
 
 
 def test_other_layouts_are_converted() -> None:
@@ -183,6 +189,8 @@ def test_opcheck() -> None:
     plain, moments = x.detach(), (mean, variance, EPS)
     torch.library.opcheck(torch.ops.gossamer.batch_norm_grad.default, (plain, plain, None, None, *moments))
     torch.library.opcheck(torch.ops.gossamer.batch_norm_grad.default, (plain, plain, None, mean, *moments, True))
+    for rest in ((None, None, EPS), (mean, variance, EPS, True)):
+        torch.library.opcheck(torch.ops.gossamer.normalise_.default, (plain, mean, variance, *rest))
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -207,6 +215,12 @@ def test_what_does_not_fit_is_named() -> None:
         norm.batch_norm(x[0], None, None, EPS)
     with pytest.raises(RuntimeError, match=r"of 3 channels needs one number for each, got \[\[4\], None\]"):
         norm.batch_norm(x, torch.ones(4), None, EPS)
+    with pytest.raises(
+        RuntimeError, match=r"of 3 channels needs one number for each, got \[\[3\], \[4\], None, None\]"
+    ):
+        norm.normalise_(x, torch.ones(3), torch.ones(4), None, None, EPS)
+    with pytest.raises(RuntimeError, match=r"works in place, on contiguous planes; the strides were \(48, 16, 1, 4\)"):
+        norm.normalise_(x.mT, torch.ones(3), torch.ones(3), None, None, EPS)
     with pytest.raises(RuntimeError, match=r"takes a gradient like it, got torch.float32 \[1, 3, 4, 4\]"):
         grad(x[:1], x, None, None, torch.ones(3), torch.ones(3), EPS)
 
@@ -232,6 +246,9 @@ def test_nothing_outside_the_tensors_is_touched(area: int, at_end: bool, relu: i
     assert (y.values == 1).all()
     assert (mean.values == 2).all()
     assert (variance.values == 0).all()
+    y.values[:] = 2
+    assert cpu._library.gossamer_normalise(call, *addresses, None, shift.address, EPS, relu, y.address, 2) == 0
+    assert (y.values == 1).all()
     call = (
         call,
         g.address,

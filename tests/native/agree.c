@@ -87,16 +87,18 @@ static int check_pool(gossamer_pool p, int threads) {
     return wrong ? -1 : 1;
 }
 
-/* Batch normalisation against its formula, and its gradient against the one written with the output's own values. With a
- * ReLU behind it, the library's output says where that was open: rounding may decide otherwise here. */
+/* Batch normalisation against its formula, in place against that, and its gradient against the one written with the output's own
+ * values. With a ReLU behind it, the library's output says where that was open: rounding may decide otherwise here. */
 static int check_norm(gossamer_norm n, int relu, int threads) {
     const int64_t all = n.batch * n.channels * n.area, per = n.batch * n.area;
     float *x = numbers(all, 1), *g = numbers(all, 1), *y = numbers(all, 1), *gx = numbers(all, 1);
     float *y0 = numbers(all, 0), *gx0 = numbers(all, 0), *scale = numbers(n.channels, 1), *shift = numbers(n.channels, 1);
-    float *mean = numbers(n.channels, 1), *variance = numbers(n.channels, 1);
+    float *again = numbers(all, 1), *mean = numbers(n.channels, 1), *variance = numbers(n.channels, 1);
     float *gw = numbers(n.channels, 1), *gb = numbers(n.channels, 1), *gw0 = numbers(n.channels, 0), *gb0 = numbers(n.channels, 0);
     const int failed = gossamer_batch_norm(&n, x, scale, shift, 1e-3f, relu, mean, variance, y, threads) ||
                  gossamer_batch_norm_grad(&n, g, x, scale, shift, mean, variance, 1e-3f, relu, gx, gw, gb, threads);
+    for (int64_t i = 0; i < all; i++) again[i] = x[i];
+    const int in_place = gossamer_normalise(&n, mean, variance, scale, shift, 1e-3f, relu, again, threads);
     for (int64_t c = 0; c < n.channels; c++) {
         double sum = 0, squares = 0, for_scale = 0, for_shift = 0;
 #define EACH(body)                                     \
@@ -116,11 +118,12 @@ static int check_norm(gossamer_norm n, int relu, int threads) {
         EACH(gx0[at] = (float)(scale[c] * r * (g[at] - for_shift / per - (x[at] - sum / per) * r * for_scale / per)))
         gw0[c] = (float)for_scale, gb0[c] = (float)for_shift;
     }
-    const int wrong = failed || differ("batch normalisation", y, y0, all, 1e-3) || differ("its gradient", gx, gx0, all, 1e-2) ||
+    const int wrong = failed || in_place || differ("in place", again, y, all, 0) || differ("batch normalisation", y, y0, all, 1e-3) ||
+                      differ("its gradient", gx, gx0, all, 1e-2) ||
                       differ("gradient of the scale", gw, gw0, n.channels, 1e-2) ||
                       differ("gradient of the shift", gb, gb0, n.channels, 1e-2);
-    float* every[] = {x, g, y, gx, y0, gx0, scale, shift, mean, variance, gw, gb, gw0, gb0};
-    for (int i = 0; i < 14; i++) free(every[i]);
+    float* every[] = {x, g, y, gx, y0, gx0, again, scale, shift, mean, variance, gw, gb, gw0, gb0};
+    for (int i = 0; i < 15; i++) free(every[i]);
     return wrong ? -1 : 1;
 }
 

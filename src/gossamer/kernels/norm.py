@@ -1,8 +1,9 @@
 """Batch normalisation of contiguous NCHW planes on the CPU, whose moments PyTorch sums one element at a time.
 
 `gossamer::batch_norm(input, weight, bias, eps)` gives the output and each channel's own mean and variance (divided by the
-count, not by one less), as training wants them. float32; results are `torch.nn.functional.batch_norm`'s, up to rounding.
-With `relu` the output is max(0, output), for which neither direction reads or writes anything more.
+count, not by one less), as training wants them. `gossamer::normalise_` takes the moments that evaluation has and works in
+place, without a gradient. float32; results are `torch.nn.functional.batch_norm`'s, up to rounding. With `relu` they are
+max(0, result), for which nothing more is read or written.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from gossamer.kernels import cpu
 
-__all__ = ["batch_norm"]
+__all__ = ["batch_norm", "normalise_"]
 
 
 class _Norm(ctypes.Structure):
@@ -31,6 +32,10 @@ _LIBRARY.gossamer_batch_norm.argtypes = [_NORM, *_TENSORS, ctypes.c_float, ctype
 _LIBRARY.gossamer_batch_norm_grad.argtypes = [
     *(_NORM, *_TENSORS, *_TENSORS),
     *(ctypes.c_float, ctypes.c_int, *_TENSORS, ctypes.c_int),
+]
+_LIBRARY.gossamer_normalise.argtypes = [
+    *(_NORM, ctypes.c_void_p, *_TENSORS),
+    *(ctypes.c_float, ctypes.c_int, ctypes.c_void_p, ctypes.c_int),
 ]
 
 
@@ -83,6 +88,22 @@ def _grad(
     return grads
 
 
+def _normalise(
+    values: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    relu: bool = False,
+) -> None:
+    ready, *vectors = _ready(values, mean, variance, weight, bias)
+    if ready is not values:
+        raise RuntimeError(f"normalise_ works in place, on contiguous planes; the strides were {values.stride()}")
+    if values.numel():
+        _call(_LIBRARY.gossamer_normalise, values, *vectors, eps, relu, values)
+
+
 # -- shapes without data -----------------------------------------------------------------------------------------------
 
 
@@ -93,6 +114,10 @@ def _fake_forward(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _fake_grad(grad: Tensor, input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_forward(input)
+
+
+def _fake_normalise(*_: Any) -> None:
+    pass
 
 
 # -- autograd ----------------------------------------------------------------------------------------------------------
@@ -128,9 +153,13 @@ def register(library: torch.library.Library) -> None:
     library.define(
         f"batch_norm_grad(Tensor grad, {tensors}, Tensor mean, Tensor variance, {rest}) -> (Tensor, Tensor, Tensor)"
     )
+    library.define(
+        f"normalise_(Tensor(a!) values, Tensor mean, Tensor variance, Tensor? weight, Tensor? bias, {rest}) -> ()"
+    )
     for name, native, fake in (
         ("batch_norm", _forward, _fake_forward),
         ("batch_norm_grad", _grad, _fake_grad),
+        ("normalise_", _normalise, _fake_normalise),
     ):
         library.impl(name, native, "CPU")
         torch.library.register_fake(f"gossamer::{name}", fake, lib=library)
@@ -142,3 +171,17 @@ def batch_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(output, mean [c], variance [c]) of float32 [n, c, h, w] on the CPU; the output is differentiable."""
     return torch.ops.gossamer.batch_norm(input, weight, bias, eps, relu)
+
+
+def normalise_(
+    values: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    relu: bool = False,
+) -> Tensor:
+    """`values`, contiguous float32 [n, c, h, w] on the CPU, normalised in place with the moments [c]; not differentiable."""
+    torch.ops.gossamer.normalise_(values, mean, variance, weight, bias, eps, relu)
+    return values
