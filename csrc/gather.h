@@ -105,7 +105,7 @@ void gather_plane(const GatherRun& run, int phase, const float* planes, i64 o, i
     }
     const bool run_on = p.shape == kFlat;  // rows of positions follow each other as one
     const i64 length = run_on ? (rows - 1) * l.pitch + g.cols : p.shape == kStretches ? kLanes : g.cols * l.inner;
-    const i64 vectors = divide_up(length, kLanes), across = divide_up(vectors, g.column > 1 ? kMaxVectors : kMaxFlat);
+    const i64 vectors = divide_up(length, kLanes), across = divide_up(vectors, most_vectors(g.column, g.step_y));
     const i64 wide = divide_up(vectors, across);
     const i64 down = run_on ? 1 : divide_up(rows, most_rows(wide)), high = run_on ? 1 : divide_up(rows, down);
     for (i64 y = 0; y < (run_on ? 1 : rows); y += high)

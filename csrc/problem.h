@@ -80,7 +80,7 @@ void describe_forward(const gossamer_conv& c, Gather* g) {
 }
 
 // Whether the tile has columns of so many taps that lie `step` rows apart from one position to the next.
-bool has_column(i64 taps, i64 step) { return step == 1 ? taps == 2 || taps == 3 || taps == 5 || taps == 7 : step == 2 && taps == 3; }
+bool has_column(i64 taps, i64 step) { return taps == 3 || taps == 5 || taps == 7 ? step == 1 || step == 2 : taps == 2 && step == 1; }
 
 // Taps in columns if `joined`, else one by one. The tap arrays have room for kernel entries.
 void forward_taps(const gossamer_conv& c, bool joined, Gather* g) {

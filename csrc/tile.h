@@ -7,8 +7,9 @@ namespace gossamer {
 namespace {
 
 constexpr int kMaxRows = kLanes == 16 ? 16 : 4;  // of a tile one vector wide
-constexpr int kMaxVectors = 2;                   // along a row, where a column has several taps
-constexpr int kMaxFlat = 8;                      // along a row, where it has one
+
+// The most vectors along a row. Tall columns two rows apart are as fast one vector wide, and there is half as much to compile.
+GS_INLINE i64 most_vectors(int column, i64 step) { return column == 1 ? 8 : column > 3 && step == 2 ? 1 : 2; }
 
 // The most rows of a tile that is `vectors` wide: its sums must stay in registers.
 GS_INLINE int most_rows(i64 vectors) {
@@ -162,7 +163,7 @@ void tile(const Tile& t) {
         if (e < t.last) source = source_of(t, e), weights = weights_of(t, e);  // early, to be there when the next turn begins
         const Column* column = t.column;
         for (int j = 0; j < t.columns; j += W, column += W) {
-            const char *x8 = x, *x16 = x, *y = x, *y8 = x, *wj[W];
+            const char *x8 = x, *x16 = x, *y = x, *y8 = x, *y16 = x, *wj[W];
             vec in[total][V], weight[KH];
             each<total + order::steps>([&](auto step) __attribute__((always_inline)) {
                 constexpr int s = decltype(step)::value;
@@ -176,10 +177,11 @@ void tile(const Tile& t) {
                         if constexpr (S == 2) y = x + odd, y8 = x8 + odd, pin(y), pin(y8);
                     }
                     if constexpr (row == 16 * S) x16 = x8 + 8 * pitch.one, pin(x16);
+                    if constexpr (S == 2 && row == 16 * S + 1) y16 = x16 + odd, pin(y16);
                     each<V>([&](auto vector) __attribute__((always_inline)) {
                         constexpr int v = decltype(vector)::value;
                         in[s][v] = S == 1 || row % 2 == 0 ? load_row<row / S, v * (int)sizeof(vec)>(x, x8, x16, pitch)
-                                                          : load_row<row / S, v * (int)sizeof(vec)>(y, y8, y8, pitch);
+                                                          : load_row<row / S, v * (int)sizeof(vec)>(y, y8, y16, pitch);
                     });
                 }
 #pragma GCC unroll 8
@@ -266,7 +268,7 @@ TileFunction wide_tile(int rows) {
     return nullptr;
 }
 
-// The tile for columns of `column` taps; steps of two rows only for columns of three.
+// The tile for columns of `column` taps, whose rows step by one or two.
 TileFunction find_tile(int column, int columns, i64 step, int rows, int vectors) {
     if (column == 1) switch (vectors) {
             case 3: return wide_tile<3>(rows);
@@ -280,8 +282,8 @@ TileFunction find_tile(int column, int columns, i64 step, int rows, int vectors)
     if (column == 2) return tile_of<2, 1, 1>(rows, vectors);
     if (column == 3 && step == 2) return tile_of<3, 1, 2>(rows, vectors);
     if (column == 3) return columns % 3 == 0 ? tile_of<3, 3, 1>(rows, vectors) : tile_of<3, 1, 1>(rows, vectors);
-    if (column == 5) return tile_of<5, 1, 1>(rows, vectors);
-    return tile_of<7, 1, 1>(rows, vectors);
+    if (column == 5) return step == 2 ? tile_of_rows<5, 1, 2, 1>(rows) : tile_of<5, 1, 1>(rows, vectors);
+    return step == 2 ? tile_of_rows<7, 1, 2, 1>(rows) : tile_of<7, 1, 1>(rows, vectors);
 }
 
 }  // namespace

@@ -121,6 +121,7 @@ NETWORK_LAYERS = [  # batch, channels, size, kernel, stride, padding: one for ea
     *((70, 48, 32, 4, 3, 1, 1), (70, 48, 32, 2, 3, 1, 1), (40, 16, 32, 7, 7, 1, 0), (2, 8, 12, 224, 3, 1, 1)),
     *((2, 24, 96, 56, 1, 1, 0), (4, 48, 24, 56, 1, 2, 0)),  # output, input gradient large enough to go past the caches
     *((70, 32, 256, 4, 3, 1, 1), (3, 32, 160, 14, 1, 1, 0)),  # the same by images; planes copied to begin on vectors
+    *((1, 3, 24, 112, 7, 2, 3), (2, 24, 16, 57, 5, 2, 2), (3, 2, 40, 19, 3, 1, 0)),  # few channels for many threads
 ]
 
 
@@ -153,6 +154,17 @@ def test_one_dimensional_kernels_agree_with_the_reference(
     if cpu.info()["isa"] == "avx512":
         for operation in ("forward", "input_grad"):
             assert cpu.kernel_name(operation, (batch, 12, *size), kernel, *csr, *geometry) == "stretches in lanes"
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("cols", [15, 31])
+def test_tiles_of_every_height_agree_with_the_reference(kernel: int, stride: int, cols: int) -> None:
+    csr = pattern(4, 5, 0.5, 0)
+    for rows in range(1, 19):
+        x = torch.randn(1, 4, rows * stride, cols * stride)
+        geometry = ([stride] * 2, [kernel // 2] * 2, [1, 1])
+        agrees(x, torch.randn(len(csr[1]), kernel, kernel), csr, geometry)
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (2, 2), (5, 5), (1, 3), (7, 7), (4, 3)])
