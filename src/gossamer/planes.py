@@ -58,10 +58,11 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def _native(self, input: Tensor, relu: bool = False) -> Tensor | None:
         """The output, after a ReLU if asked for; none where it is PyTorch that computes."""
+        if not self.training or not _are_planes(input, LEAST_NORMALISED, 8):
+            return None
         vectors = (self.weight, self.bias, self.running_mean, self.running_var)
-        native = self.training and _are_planes(input, LEAST_NORMALISED, 8) and all(_is_vector(v) for v in vectors)
-        count = input.numel() // input.shape[1] if native else 0
-        if count < 2:  # of one value a channel PyTorch says what is wrong
+        count = input.numel() // input.shape[1]
+        if count < 2 or not all(_is_vector(v) for v in vectors):  # of one value a channel PyTorch says what is wrong
             return None
         output, mean, variance = norm.batch_norm(input, self.weight, self.bias, self.eps, relu)
         self._remember(mean, variance, count)
@@ -99,17 +100,20 @@ class _Rectifying(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return super().forward(input)
-        layers, rectified, own = list(self), False, False
+        layers, rectified = list(self), False
+        before: nn.Module | None = None
         for layer, after in zip_longest(layers, layers[1:]):
             if rectified:  # this is the ReLU
                 rectified = False
                 continue
             output = None
-            if type(layer) is BatchNorm2d and type(after) is nn.ReLU and _is_bare(layer) and _is_bare(after):
-                output = input if own and layer._in_place(input) else layer._native(input, relu=True)
+            pair = layer if type(layer) is BatchNorm2d and type(after) is nn.ReLU else None
+            if pair and _are_planes(input, LEAST_NORMALISED, 8) and _is_bare(layer) and _is_bare(after):
+                own = type(before) is SparseConv2d and _is_bare(before)
+                output = input if own and pair._in_place(input) else pair._native(input, relu=True)
             rectified = output is not None
             input = layer(input) if output is None else output
-            own = type(layer) is SparseConv2d and _is_bare(layer)
+            before = layer
         return input
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -185,12 +189,14 @@ def _window(layer: nn.MaxPool2d | nn.AvgPool2d, input: Tensor) -> tuple[int, int
 def _are_planes(input: Tensor, least: int, plane: int = 1) -> bool:
     """Contiguous float32 [n, c, h, w] on the CPU of `least` floats or more, where a plane counts for `plane` at least, computed
     now and by no one else."""
+    if torch.compiler.is_compiling() or input.dim() != 4 or input.numel() == 0:
+        return False
+    if max(input.numel(), plane * input.shape[0] * input.shape[1]) < least:  # early: small inputs have no time to lose
+        return False
+    if input.dtype != torch.float32 or input.device.type != "cpu" or not input.is_contiguous():
+        return False
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    if torch.compiler.is_compiling() or tracing or not _is_plain(input) or input.device.type != "cpu":
-        return False
-    if input.dtype != torch.float32 or input.dim() != 4 or not input.is_contiguous() or input.numel() == 0:
-        return False
-    return max(input.numel(), plane * input.shape[0] * input.shape[1]) >= least
+    return not tracing and _is_plain(input)
 
 
 def _is_vector(vector: Tensor | None) -> bool:
