@@ -43,8 +43,18 @@ void place_batch(const Gather& g, const float* from, i64 group, i64 n0, i64 imag
     const i64 positions = rows * g.cols, total = planes * positions, image = g.outputs * g.dst_h * g.dst_w;
     const bool dense = g.dst_step_x == 1 && g.dst_step_y == 1 && (rows == g.dst_h || planes == 1) && g.cols == g.dst_w;
     float* base = g.dst + n0 * image + o0 * g.dst_h * g.dst_w;
+    i64 plane = 0, y = 0, x = 0;  // counted through, since a division for each float would take longer than its sum
     for (i64 m = 0; m < total; m += kLanes) {
         const int count = (int)least(kLanes, total - m);
+        i64 place[kLanes];
+        for (int i = 0; !dense && i < count; i++) {
+            place[i] = (plane * g.dst_h + (y0 + y) * g.dst_step_y + g.dst_y) * g.dst_w + x * g.dst_step_x + g.dst_x;
+            if (++x < g.cols) continue;
+            x = 0;
+            if (++y < rows) continue;
+            y = 0;
+            plane++;
+        }
         for (i64 n = 0; n < images; n += kLanes) {
             vec v[kLanes];
             for (int k = 0; k < kLanes; k++) v[k] = k < count ? load(from + (m + k) * group + n) : zero();
@@ -59,11 +69,7 @@ void place_batch(const Gather& g, const float* from, i64 group, i64 n0, i64 imag
                 float row[kLanes];
                 store(row, v[k]);
                 float* to = base + (n + k) * image;
-                for (int i = 0; i < count; i++) {
-                    const i64 plane = (m + i) / positions, at = (m + i) % positions;
-                    to[(plane * g.dst_h + (y0 + at / g.cols) * g.dst_step_y + g.dst_y) * g.dst_w +
-                       (at % g.cols) * g.dst_step_x + g.dst_x] = row[i];
-                }
+                for (int i = 0; i < count; i++) to[place[i]] = row[i];
             }
         }
     }
