@@ -2,7 +2,8 @@
 
     python benchmarks/planes.py [--threads 1] [--seconds 1]
 
-Ours are the native operators at every size, also below the limits from which `gossamer.planes` takes them.
+Ours are the native operators at every size, also below the limits from which `gossamer.planes` takes them. Where a
+SparseConv2d stands first, it is the same for all sides and its time is in each of them.
 All take turns, and each figure is the fastest of many calls. Milliseconds of a forward pass in evaluation, without a
 gradient, and of a forward and backward pass in training.
 """
@@ -40,6 +41,17 @@ def rectified(*shapes: tuple[int, ...]) -> list[Case]:
     return made
 
 
+def convolved(*shapes: tuple[int, ...]) -> list[Case]:
+    """The same after a sparse convolution with one connection for each output, over whose output evaluation can write."""
+    made: list[Case] = []
+    for shape in shapes:
+        conv = nn.Conv2d(shape[1], shape[1], 3, padding=1, bias=False)
+        layers = [conv, nn.BatchNorm2d(shape[1]), nn.ReLU(inplace=True)]
+        ours = gs.sparsify(nn.Sequential(*layers), 1 / shape[1])
+        made.append((shape, nn.Sequential(ours[0], *layers[1:]), ours))
+    return made
+
+
 CASES = [
     *cases(
         *(nn.MaxPool2d, gs.MaxPool2d),
@@ -66,12 +78,21 @@ CASES = [
         ((1, 64, 224, 224), (64,)),
     ),
     *rectified((64, 512, 4, 4), (64, 256, 8, 8), (64, 128, 16, 16), (64, 64, 32, 32), (1, 64, 224, 224)),
+    *convolved((1, 512, 14, 14), (1, 96, 35, 35), (1, 64, 56, 56), (1, 512, 28, 28), (1, 256, 56, 56)),
+    *convolved((1, 64, 147, 147), (1, 64, 224, 224), (64, 512, 4, 4), (16, 256, 14, 14)),
 ]
 
 
-def channels_last(layer: Layer) -> Layer:
+def channels_last(layer: nn.Module) -> Layer:
     """PyTorch's layer in the memory format it is fast in, for a network that is not in it."""
+    if is_convolved(layer):
+        rest = channels_last(layer[1:])
+        return lambda x: rest(layer[0](x))
     return lambda x: layer(x.contiguous(memory_format=torch.channels_last)).contiguous()
+
+
+def is_convolved(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Sequential) and isinstance(layer[0], gs.SparseConv2d)
 
 
 def evaluation(layer: Layer, x: Tensor) -> Callable[[], object]:
@@ -105,7 +126,7 @@ def main() -> None:
         name = " + ".join(type(layer).__name__ for layer in (theirs if isinstance(theirs, nn.Sequential) else [theirs]))
         if pools:
             name += f" {theirs.kernel_size}/{theirs.stride}/{theirs.padding}"
-        for measure in (evaluation, training) if pools else (training,):
+        for measure in (evaluation, training) if pools else (evaluation if is_convolved(theirs) else training,):
             layers = [layer.train(measure is training) for layer in (theirs, ours)]
             calls = [measure(layer, x) for layer in (layers[0], channels_last(layers[0]), layers[1])]
             best = fastest(calls, options.seconds)

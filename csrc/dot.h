@@ -64,6 +64,7 @@ GS_INLINE vec load_gradient(const float* g, int lanes) {
 #endif
 }
 
+// Gradients that share an input vector, and taps at once: their sums, the gradients and the vector fill the registers.
 constexpr int kSharing = kRegisters == 32 ? 3 : 2, kDotTaps = kRegisters == 32 ? 9 : 6;
 
 // T taps of E connections that listen to the same input channel: every loaded input vector meets the E output gradients.

@@ -127,7 +127,7 @@ GS_INLINE void copy_row(float* to, i64 length, const float* from, i64 first, i64
 }
 
 // Rows of `length` floats one after the other, each as copy_row makes it, `step` floats of `from` apart. A row's last vector may
-// reach over the next row's floats, which are written later; the last row is exact.
+// reach over the next row's floats, which are written later; the last row is exact. Not for four lanes, whose masks are loops.
 void copy_rows(float* to, i64 length, const float* from, i64 step, i64 first, i64 last, i64 rows) {
     const i64 tail = (divide_up(length, kLanes) - 1) * kLanes;
     if (kLanes < 8 || first > kLanes || last < tail || length < kLanes) {

@@ -39,8 +39,22 @@ struct Listener {
     };
 };
 
-// The transposed connections: for each input channel, the outputs that listen to it.
-void transpose_connections(const gossamer_conv& c, const float* weight, int32_t* begin, Listener* listeners) {
+// Where they lie in scratch memory: begin [in_channels + 1], then as many listeners as there are connections.
+struct Transposed {
+    int32_t* begin;
+    Listener* listeners;
+};
+
+i64 transposed_floats(const gossamer_conv& c) { return round_up(c.in_channels + 1, 2) + 2 * c.indptr[c.out_channels]; }
+
+Transposed transposed_at(const gossamer_conv& c, float* memory) {
+    int32_t* begin = reinterpret_cast<int32_t*>(memory);
+    return {begin, reinterpret_cast<Listener*>(begin + round_up(c.in_channels + 1, 2))};
+}
+
+// For each input channel the outputs that listen to it, in ascending order. Weights are read of kernels of one alone.
+void transpose_connections(const gossamer_conv& c, const float* weight, const Transposed& t) {
+    int32_t* const begin = t.begin;
     const bool single = c.kernel_h * c.kernel_w == 1;
     for (i64 i = 0; i <= c.in_channels; i++) begin[i] = 0;
     const int32_t connections = c.indptr[c.out_channels];
@@ -48,7 +62,7 @@ void transpose_connections(const gossamer_conv& c, const float* weight, int32_t*
     for (i64 i = 0; i < c.in_channels; i++) begin[i + 1] += begin[i];
     for (int32_t o = 0; o < c.out_channels; o++)
         for (int32_t e = c.indptr[o]; e < c.indptr[o + 1]; e++) {
-            Listener& l = listeners[begin[c.indices[e]]++];
+            Listener& l = t.listeners[begin[c.indices[e]]++];
             l.output = o;
             if (single)
                 l.weight = weight[e];

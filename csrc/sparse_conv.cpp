@@ -65,8 +65,7 @@ struct InputGrad {
     const float *grad_output, *weight;
     float* grad_input;
     int threads;
-    int32_t* begin;                      // the transposed connections
-    Listener* listeners;
+    Transposed transposed;
     int32_t *list, *taps;                // room for input_grad_taps, and for three tables of all taps
     float* memory;                       // of the gathers, or NULL to learn how much they need
 };
@@ -77,11 +76,11 @@ Gather input_grad_phase(const InputGrad& r, i64 y, i64 x, bool allow_joined, i64
     Gather g;
     describe_input_grad(r.c, y, x, &g);
     g.src = r.grad_output;
-    g.weight = kernel == 1 ? &r.listeners->weight : r.weight;
+    g.weight = kernel == 1 ? &r.transposed.listeners->weight : r.weight;
     g.dst = r.grad_input;
-    g.begin = r.begin;
-    g.source = &r.listeners->output;
-    g.position = kernel == 1 ? nullptr : &r.listeners->position;
+    g.begin = r.transposed.begin;
+    g.source = &r.transposed.listeners->output;
+    g.position = kernel == 1 ? nullptr : &r.transposed.listeners->position;
     g.entry = sizeof(Listener) / sizeof(int32_t);
     g.tap_row = r.taps + used;
     g.tap_col = g.tap_row + kernel;
@@ -137,21 +136,19 @@ i64 input_grad_by_phase(const InputGrad& r) {
 }
 
 int input_grad(const gossamer_conv& c, const float* grad_output, const float* weight, float* grad_input, int threads) {
-    InputGrad r = {c, grad_output, weight, grad_input, useful_threads(c, threads), nullptr, nullptr, nullptr, nullptr, nullptr};
-    const i64 connections = c.indptr[c.out_channels], kernel = c.kernel_h * c.kernel_w;
-    const i64 lists = 2 * (c.kernel_h + c.kernel_w), begin = round_up(c.in_channels + 1, 2), graph = begin + 2 * connections;
-    const i64 tables = round_up(graph + lists + 3 * kernel, kLanes);
+    InputGrad r = {c, grad_output, weight, grad_input, useful_threads(c, threads), {}, nullptr, nullptr, nullptr};
+    const i64 graph = transposed_floats(c), lists = 2 * (c.kernel_h + c.kernel_w);
+    const i64 tables = round_up(graph + lists + 3 * c.kernel_h * c.kernel_w, kLanes);
     i64 floats = 0;
     for (int pass = 0; pass < 2; pass++) {
         const bool sizing = pass == 0;
         float* memory = scratch(tables + floats);
         if (!memory) return GOSSAMER_NO_MEMORY;
-        r.begin = reinterpret_cast<int32_t*>(memory);
-        r.listeners = reinterpret_cast<Listener*>(r.begin + begin);
-        r.list = r.begin + graph;
+        r.transposed = transposed_at(c, memory);
+        r.list = r.transposed.begin + graph;
         r.taps = r.list + lists;
         r.memory = sizing ? nullptr : memory + tables;
-        if (!sizing) transpose_connections(c, weight, r.begin, r.listeners);
+        if (!sizing) transpose_connections(c, weight, r.transposed);
         if (!input_grad_together(r, &floats)) floats = input_grad_by_phase(r);
     }
     return GOSSAMER_OK;

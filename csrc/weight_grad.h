@@ -264,8 +264,8 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
     w.oh = g.rows;
     w.ow = g.cols;
     w.kernel = g.kernel;
-    const i64 taps = round_up(5 * g.kernel + 2, kLanes) + kLanes, begins = round_up(c.in_channels + 1, 2);
-    const i64 tables = taps + (g.kernel > 1 ? round_up(begins + 2 * c.indptr[c.out_channels], kLanes) : 0);
+    const i64 taps = round_up(5 * g.kernel + 2, kLanes) + kLanes;
+    const i64 tables = taps + (g.kernel > 1 ? round_up(transposed_floats(c), kLanes) : 0);
     i64 floats = 0;
     for (int pass = 0; pass < 2; pass++) {
         float* memory = scratch(tables + floats);
@@ -279,12 +279,14 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
         Plan p = make_plan(g, 1, true);
         if (p.shape == kFlat) forward_taps(c, false, &g);
         const bool by_channel = g.kernel > 1 && g.column == 1;
-        int32_t* begin = reinterpret_cast<int32_t*>(memory + taps);
-        Listener* listeners = by_channel ? reinterpret_cast<Listener*>(begin + begins) : nullptr;
-        if (by_channel && pass == 1) transpose_connections(c, nullptr, begin, listeners);
+        w.listeners = nullptr;
         w.lists = {c.indptr, c.indices, 1, c.out_channels, c.in_channels};
-        if (by_channel) w.lists = {begin, &listeners->output, sizeof(Listener) / sizeof(int32_t), c.in_channels, c.out_channels};
-        w.listeners = listeners;
+        if (by_channel) {
+            const Transposed t = transposed_at(c, memory + taps);
+            if (pass == 1) transpose_connections(c, nullptr, t);
+            w.listeners = t.listeners;
+            w.lists = {t.begin, &t.listeners->output, sizeof(Listener) / sizeof(int32_t), c.in_channels, c.out_channels};
+        }
         w.shape = p.shape;
         w.group = p.shape == kBatch ? p.group : 1;
         w.column = g.column;

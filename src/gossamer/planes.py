@@ -107,10 +107,11 @@ class _Rectifying(nn.Sequential):
                 rectified = False
                 continue
             output = None
-            pair = layer if type(layer) is BatchNorm2d and type(after) is nn.ReLU else None
-            if pair and _are_planes(input, LEAST_NORMALISED, 8) and _is_bare(layer) and _is_bare(after):
+            joint = layer if type(layer) is BatchNorm2d and type(after) is nn.ReLU else None
+            # the size first, which costs least to ask: small networks have no time to lose
+            if joint and _are_planes(input, LEAST_NORMALISED, 8) and _is_bare(layer) and _is_bare(after):
                 own = type(before) is SparseConv2d and _is_bare(before)
-                output = input if own and pair._in_place(input) else pair._native(input, relu=True)
+                output = input if own and joint._in_place(input) else joint._native(input, relu=True)
             rectified = output is not None
             input = layer(input) if output is None else output
             before = layer
@@ -191,7 +192,7 @@ def _are_planes(input: Tensor, least: int, plane: int = 1) -> bool:
     now and by no one else."""
     if torch.compiler.is_compiling() or input.dim() != 4 or input.numel() == 0:
         return False
-    if max(input.numel(), plane * input.shape[0] * input.shape[1]) < least:  # early: small inputs have no time to lose
+    if max(input.numel(), plane * input.shape[0] * input.shape[1]) < least:
         return False
     if input.dtype != torch.float32 or input.device.type != "cpu" or not input.is_contiguous():
         return False
