@@ -23,7 +23,7 @@ __all__ = ["AvgPool2d", "BatchNorm2d", "MaxPool2d", "exchange_layers"]
 
 # From how many floats of input on the native operators win (`python benchmarks/planes.py` measures them at any size).
 # PyTorch's batch normalisation spends as much on a plane of 2x2 as on one of several times that: planes count for 8 at least.
-LEAST_POOLED, LEAST_NORMALISED = 1 << 14, 3 << 16
+LEAST_POOLED, LEAST_TRAINED, LEAST_EVALUATED = 1 << 14, 3 << 16, 6 << 16
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -58,7 +58,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def _native(self, input: Tensor, relu: bool = False) -> Tensor | None:
         """The output, after a ReLU if asked for; none where it is PyTorch that computes."""
-        if not self.training or not _are_planes(input, LEAST_NORMALISED, 8):
+        if not self.training or not _are_planes(input, LEAST_TRAINED, 8):
             return None
         vectors = (self.weight, self.bias, self.running_mean, self.running_var)
         count = input.numel() // input.shape[1]
@@ -70,7 +70,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def _in_place(self, input: Tensor) -> bool:
         """Whether the results of an evaluation, after a ReLU, were written over `input`."""
-        if self.training or torch.is_grad_enabled() or not _are_planes(input, LEAST_NORMALISED):
+        if self.training or torch.is_grad_enabled() or not _are_planes(input, LEAST_EVALUATED):
             return False
         weight, bias, mean, variance = vectors = (self.weight, self.bias, self.running_mean, self.running_var)
         if mean is None or variance is None or not all(_is_vector(v) for v in vectors):
@@ -109,7 +109,7 @@ class _Rectifying(nn.Sequential):
             output = None
             joint = layer if type(layer) is BatchNorm2d and type(after) is nn.ReLU else None
             # the size first, which costs least to ask: small networks have no time to lose
-            if joint and _are_planes(input, LEAST_NORMALISED, 8) and _is_bare(layer) and _is_bare(after):
+            if joint and _are_planes(input, LEAST_TRAINED, 8) and _is_bare(layer) and _is_bare(after):
                 own = type(before) is SparseConv2d and _is_bare(before)
                 output = input if own and joint._in_place(input) else joint._native(input, relu=True)
             rectified = output is not None
