@@ -12,8 +12,8 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from gossamer._rng import derive, hashes
 from gossamer.connectivity import Connectivity, check_density
+from gossamer.connectivity.hashing import derive, hashes
 from gossamer.gradients import DenseGradients, absent
 from gossamer.layers import SparseConv2d
 from gossamer.transplant import Init, check_optimizer, transplant

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from gossamer._rng import derive
 from gossamer.connectivity import Connectivity, check_density
+from gossamer.connectivity.hashing import derive
 from gossamer.layers import SparseConv2d
 from gossamer.planes import exchange_layers
 from gossamer.thinning import thin

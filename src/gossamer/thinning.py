@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from gossamer._rng import derive
 from gossamer.channels import CONSTANT, ChannelGraph, LayerCall
 from gossamer.connectivity import Connectivity, check_density
+from gossamer.connectivity.hashing import derive
 from gossamer.layers import SparseConv2d
 from gossamer.tracing import Inputs
 

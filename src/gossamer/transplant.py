@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Adagrad, Optimizer, Rprop
 
-from gossamer._rng import derive
 from gossamer.connectivity import Connectivity
+from gossamer.connectivity.hashing import derive
 from gossamer.layers import SparseConv2d
 
 Init = Literal["zero", "random"]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from gossamer._rng import mixed
 from gossamer.channels import ChannelGraph
+from gossamer.connectivity.hashing import mixed
 from gossamer.symmetry.automorphisms import Graph, automorphisms, log_factorial
 from gossamer.symmetry.coupling import Coupling
 from gossamer.symmetry.permutation import permuted

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from gossamer._rng import derive, mixed
 from gossamer.channels import CONSTANT, ChannelGraph
+from gossamer.connectivity.hashing import derive, mixed
 
 
 @dataclass(frozen=True)

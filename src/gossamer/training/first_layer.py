@@ -13,9 +13,9 @@ import math
 import numpy as np
 from torch import nn
 
-from gossamer._rng import derive, permutation
 from gossamer.channels import CONSTANT, ChannelGraph
 from gossamer.connectivity import Connectivity
+from gossamer.connectivity.hashing import derive, permutation
 from gossamer.layers import SparseConv2d
 
 

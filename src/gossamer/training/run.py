@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer import data, kernels
-from gossamer._rng import derive
+from gossamer.connectivity.hashing import derive
 from gossamer.data.split import steps_per_epoch
 from gossamer.training import build, checkpoint
 from gossamer.training.config import TrainConfig, learning_rate

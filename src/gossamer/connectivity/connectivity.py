@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gossamer import _patterns
-from gossamer._rng import derive
+from gossamer.connectivity import balanced, uniform
+from gossamer.connectivity.hashing import derive
 
 PATTERNS = ("balanced", "uniform")
 
@@ -206,9 +206,9 @@ class Connectivity:
             block = np.s_[g * height : (g + 1) * height, g * width : (g + 1) * width]
             seed = derive(self.seed, f"group {g}")
             if goals is not None:
-                new[block] = _patterns.balanced(old[block], goals[g], seed)
+                new[block] = balanced.balanced(old[block], goals[g], seed)
             else:
-                new[block], added = _patterns.uniform(old[block], density, seed)
+                new[block], added = uniform.uniform(old[block], density, seed)
                 repaired += added
         if goals is not None:
             repaired = max(0, int(new.sum()) - round(density * self.possible))

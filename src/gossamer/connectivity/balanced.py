@@ -1,35 +1,13 @@
-"""How random connections are drawn: `balanced` and `uniform`, on boolean blocks [outputs, inputs]."""
+"""Random near-biregular patterns: exactly so many connections, fan-ins and fan-outs as level as can be."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from gossamer._rng import derive, hashes, permutation
+from gossamer.connectivity.hashing import derive, hashes, permutation
 
 _ATTEMPTS = 8  # choices of who gets the odd connections, before a block is declared to have no even one
 _ROUNDS = 30  # rounds of random swaps; large sparse blocks need about ten
-
-
-def uniform(old: np.ndarray, density: float, seed: int) -> tuple[np.ndarray, int]:
-    """The paper's pattern: connections whose score is below the density, and how many were added against death.
-
-    Every output keeps at least its ceil(density * inputs) lowest scores, every input at least its lowest.
-    """
-    inputs = old.shape[1]
-    scores = hashes(seed, old.size).reshape(old.shape)
-    on = old | (density >= 1) | (scores < np.uint64(min(density * 2.0**64, 2.0**64 - 2048)))
-    repaired = int((~on.any(1)).sum())
-    enough = math.ceil(density * inputs - 1e-9)
-    short = np.flatnonzero(on.sum(1) < enough)
-    if short.size:
-        ranked = np.where(old[short], np.uint64(0), scores[short])
-        lowest = np.argpartition(ranked, enough - 1, axis=1)[:, :enough]
-        on[short[:, None], lowest] = True
-    deaf = np.flatnonzero(~on.any(0))
-    on[scores[:, deaf].argmin(0), deaf] = True
-    return on, repaired + deaf.size
 
 
 def balanced(old: np.ndarray, goal: int, seed: int) -> np.ndarray:
