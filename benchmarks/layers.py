@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from gossamer import Connectivity
 from gossamer.kernels import cpu
+from gossamer.kernels.native import conv
 
 PASSES = {"f": "forward", "i": "input_grad", "w": "weight_grad"}
 
@@ -168,9 +169,9 @@ def calls(layer: Layer, densities: Sequence[float]) -> dict[str, tuple[list[Call
     for density in densities:
         c = Connectivity.random(layer.inputs, layer.outputs, density, seed=0)
         csr, kernels = (torch.tensor(c.indptr), torch.tensor(c.indices)), torch.randn(c.connections, *layer.kernel)
-        found["f"][1].append(partial(cpu.sparse_conv2d, x, kernels, *csr, *geometry))
-        found["i"][1].append(partial(cpu.sparse_conv2d_input_grad, grad, kernels, *csr, list(x.shape), *geometry))
-        found["w"][1].append(partial(cpu.sparse_conv2d_weight_grad, grad, x, *csr, list(layer.kernel), *geometry))
+        found["f"][1].append(partial(conv.sparse_conv2d, x, kernels, *csr, *geometry))
+        found["i"][1].append(partial(conv.sparse_conv2d_input_grad, grad, kernels, *csr, list(x.shape), *geometry))
+        found["w"][1].append(partial(conv.sparse_conv2d_weight_grad, grad, x, *csr, list(layer.kernel), *geometry))
     return found
 
 

@@ -15,7 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gossamer.kernels import cpu, norm, pool, transformed
+from gossamer.kernels import policy, transformed
+from gossamer.kernels.native import norm, pool
 from gossamer.layers import SparseConv2d
 
 __all__ = ["AvgPool2d", "BatchNorm2d", "MaxPool2d", "exchange_layers"]
@@ -41,7 +42,7 @@ class AvgPool2d(nn.AvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         plain = not self.ceil_mode and self.divisor_override is None and (self.count_include_pad or not self.padding)
-        window = _window(self, input) if plain and cpu.asked_path() != "dense" else None
+        window = _window(self, input) if plain and policy.asked_path() != "dense" else None
         if window is None:
             return super().forward(input)
         kernel, stride, _ = window

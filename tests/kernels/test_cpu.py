@@ -19,6 +19,8 @@ from torch import Tensor
 
 import instruction_sets
 from gossamer.kernels import cpu, reference
+from gossamer.kernels.native import conv as native
+from gossamer.kernels.native.library import LIBRARY
 from guarded import Guarded
 from samples import SAMPLES, Sample
 
@@ -153,7 +155,7 @@ def test_one_dimensional_kernels_agree_with_the_reference(
     agrees(torch.randn(batch, 12, *size), torch.randn(len(csr[1]), *kernel), csr, geometry)
     if cpu.info()["isa"] == "avx512":
         for operation in ("forward", "input_grad"):
-            assert cpu.kernel_name(operation, (batch, 12, *size), kernel, *csr, *geometry) == "stretches in lanes"
+            assert native.kernel_name(operation, (batch, 12, *size), kernel, *csr, *geometry) == "stretches in lanes"
 
 
 @pytest.mark.parametrize("kernel", [2, 3, 5, 7])
@@ -212,7 +214,7 @@ def test_results_do_not_depend_on_the_number_of_threads(layer: tuple[int, ...]) 
     x, w = torch.randn(batch, inputs, size, size), torch.randn(len(csr[1]), k, k)
     geometry = ([stride] * 2, [padding] * 2, [1, 1])
     torch.set_num_threads(1)
-    grad = torch.randn_like(cpu.sparse_conv2d(x, w, *csr, *geometry))
+    grad = torch.randn_like(native.sparse_conv2d(x, w, *csr, *geometry))
     alone = three(cpu, x, w, grad, csr, geometry)
     for threads in (2, 3, 5):
         torch.set_num_threads(threads)
@@ -230,7 +232,7 @@ def test_nothing_is_left_unwritten(layer: tuple[int, ...]) -> None:
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(1).isnan()
-        grad = torch.ones_like(cpu.sparse_conv2d(x, w, *csr, *geometry))
+        grad = torch.ones_like(native.sparse_conv2d(x, w, *csr, *geometry))
         for result in three(cpu, x, w, grad, csr, geometry):
             assert result.isfinite().all()
     finally:
@@ -255,12 +257,12 @@ def test_nothing_outside_the_tensors_is_touched(
     batch: int, size: int, kernel: int, stride: int, padding: int, at_end: bool
 ) -> None:
     indptr, indices = pattern(5, 7, 0.5, 3)
-    conv = cpu._conv([batch, 5, size, size], [kernel] * 2, indptr, indices, [stride] * 2, [padding] * 2, [1, 1])
-    height, width = cpu._output_size(conv)
+    conv = native._conv([batch, 5, size, size], [kernel] * 2, indptr, indices, [stride] * 2, [padding] * 2, [1, 1])
+    height, width = native._output_size(conv)
     x, y = Guarded(batch * 5 * size * size, at_end), Guarded(batch * 7 * height * width, at_end)
     w = Guarded(len(indices) * kernel * kernel, at_end)
     x.values[:], w.values[:] = 1, 1
-    library = cpu._library
+    library = LIBRARY
     assert library.gossamer_forward(conv, x.address, w.address, None, 0, y.address, 2) == 0
     assert library.gossamer_input_grad(conv, y.address, w.address, x.address, 2) == 0
     assert library.gossamer_weight_grad(conv, y.address, x.address, w.address, 2) == 0
@@ -272,9 +274,9 @@ def test_nothing_outside_the_tensors_is_touched(
 def test_bias_and_relu_are_fused_into_the_store(size: int, kernel: int) -> None:
     csr = pattern(6, 9, 0.4, 4)
     x, w, bias = torch.randn(2, 6, size, size), torch.randn(len(csr[1]), kernel, kernel), torch.randn(9)
-    conv = cpu._conv(x.shape, w.shape[1:], *csr, [1, 1], [kernel // 2] * 2, [1, 1])
+    conv = native._conv(x.shape, w.shape[1:], *csr, [1, 1], [kernel // 2] * 2, [1, 1])
     out = torch.full((2, 9, size, size), torch.nan)
-    status = cpu._library.gossamer_forward(conv, x.data_ptr(), w.data_ptr(), bias.data_ptr(), 1, out.data_ptr(), 1)
+    status = LIBRARY.gossamer_forward(conv, x.data_ptr(), w.data_ptr(), bias.data_ptr(), 1, out.data_ptr(), 1)
     assert status == 0
     expected = reference.sparse_conv2d(x, w, *csr, [1, 1], [kernel // 2] * 2, [1, 1]) + bias[:, None, None]
     torch.testing.assert_close(out, expected.relu(), rtol=1e-4, atol=1e-5)
@@ -293,9 +295,9 @@ def test_other_layouts_are_converted() -> None:
     csr = pattern(8, 8, 0.3, 6)
     x, w = torch.randn(2, 8, 9, 9), torch.randn(len(csr[1]), 3, 3)
     geometry = ([1, 1], [1, 1], [1, 1])
-    expected = cpu.sparse_conv2d(x, w, *csr, *geometry)
-    assert torch.equal(cpu.sparse_conv2d(x.to(memory_format=torch.channels_last), w, *csr, *geometry), expected)
-    assert torch.equal(cpu.sparse_conv2d(x.mT.contiguous().mT, w.mT.contiguous().mT, *csr, *geometry), expected)
+    expected = native.sparse_conv2d(x, w, *csr, *geometry)
+    assert torch.equal(native.sparse_conv2d(x.to(memory_format=torch.channels_last), w, *csr, *geometry), expected)
+    assert torch.equal(native.sparse_conv2d(x.mT.contiguous().mT, w.mT.contiguous().mT, *csr, *geometry), expected)
 
 
 def test_an_index_outside_the_input_is_an_error_and_not_a_crash() -> None:
@@ -303,7 +305,7 @@ def test_an_index_outside_the_input_is_an_error_and_not_a_crash() -> None:
     indptr = torch.tensor([0, 2], dtype=torch.int32)
     for bad in ([0, 3], [-1, 1], [1, 1], [2, 0]):
         with pytest.raises(RuntimeError, match="ascend within the input channels"):
-            cpu.sparse_conv2d(x, w, indptr, torch.tensor(bad, dtype=torch.int32), [1, 1], [1, 1], [1, 1])
+            native.sparse_conv2d(x, w, indptr, torch.tensor(bad, dtype=torch.int32), [1, 1], [1, 1], [1, 1])
 
 
 def test_dense_patterns_take_the_dense_path_and_the_override_keeps_them_from_it() -> None:
@@ -322,8 +324,8 @@ def test_a_fresh_thread_computes() -> None:
     csr = pattern(16, 16, 0.3, 7)
     x, w = torch.randn(8, 16, 28, 28), torch.randn(len(csr[1]), 3, 3)
     geometry = ([1, 1], [1, 1], [1, 1])
-    expected, results = cpu.sparse_conv2d(x, w, *csr, *geometry), []
-    thread = threading.Thread(target=lambda: results.append(cpu.sparse_conv2d(x, w, *csr, *geometry)), daemon=True)
+    expected, results = native.sparse_conv2d(x, w, *csr, *geometry), []
+    thread = threading.Thread(target=lambda: results.append(native.sparse_conv2d(x, w, *csr, *geometry)), daemon=True)
     thread.start()
     thread.join(60)
     assert torch.equal(results[0], expected)
@@ -331,10 +333,10 @@ def test_a_fresh_thread_computes() -> None:
 
 FORKED = """
 import os, signal, numpy, torch, gossamer as gs
-from gossamer.kernels import cpu
+from gossamer.kernels.native import conv as native
 torch.set_num_threads(2)
 layer, x = gs.SparseConv2d(32, 32, 3, padding=1, density=0.2), torch.randn(8, 32, 28, 28)
-call = lambda: cpu.sparse_conv2d(x, layer.weight.detach(), layer.indptr, layer.indices, [1, 1], [1, 1], [1, 1])
+call = lambda: native.sparse_conv2d(x, layer.weight.detach(), layer.indptr, layer.indices, [1, 1], [1, 1], [1, 1])
 expected = call().numpy()
 child = os.fork()
 if child == 0:  # only our kernels: PyTorch's own would hang here
@@ -381,7 +383,7 @@ def test_what_scratch_memory_held_before_does_not_matter(size: int) -> None:
     many, few, geometry = pattern(64, 64, 0.3, 0), pattern(3, 5, 0.7, 1), ([1, 1], [1, 1], [1, 1])
     poison, x, grad = torch.full((2, 64, 40, 40), float("nan")), *(torch.randn(2, c, size, size) for c in (3, 5))
     torch.set_num_threads(1)  # scratch memory is the calling thread's
-    cpu.sparse_conv2d_weight_grad(poison, poison, *many, [3, 3], *geometry)
-    ours = cpu.sparse_conv2d_weight_grad(grad, x, *few, [3, 3], *geometry)
+    native.sparse_conv2d_weight_grad(poison, poison, *many, [3, 3], *geometry)
+    ours = native.sparse_conv2d_weight_grad(grad, x, *few, [3, 3], *geometry)
     expected = reference.sparse_conv2d_weight_grad(grad, x, *few, [3, 3], *geometry)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import instruction_sets
-from gossamer.kernels import cpu, norm
+from gossamer.kernels.native import norm
+from gossamer.kernels.native.library import LIBRARY
 from guarded import Guarded
 
 EPS = 1e-5
@@ -240,14 +241,12 @@ def test_nothing_outside_the_tensors_is_touched(area: int, at_end: bool, relu: i
     x.values[:], g.values[:], shift.values[:] = 2, 1, 1
     call = norm._Norm(batch, channels, area)
     addresses = mean.address, variance.address
-    assert (
-        cpu._library.gossamer_batch_norm(call, x.address, None, shift.address, EPS, relu, *addresses, y.address, 2) == 0
-    )
+    assert LIBRARY.gossamer_batch_norm(call, x.address, None, shift.address, EPS, relu, *addresses, y.address, 2) == 0
     assert (y.values == 1).all()
     assert (mean.values == 2).all()
     assert (variance.values == 0).all()
     y.values[:] = 2
-    assert cpu._library.gossamer_normalise(call, *addresses, None, shift.address, EPS, relu, y.address, 2) == 0
+    assert LIBRARY.gossamer_normalise(call, *addresses, None, shift.address, EPS, relu, y.address, 2) == 0
     assert (y.values == 1).all()
     call = (
         call,
@@ -263,7 +262,7 @@ def test_nothing_outside_the_tensors_is_touched(area: int, at_end: bool, relu: i
         gb.address,
         2,
     )
-    assert cpu._library.gossamer_batch_norm_grad(*call) == 0
+    assert LIBRARY.gossamer_batch_norm_grad(*call) == 0
     assert (gx.values == 0).all()
     assert (gw.values == 0).all()
     assert (gb.values == batch * area).all()

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import instruction_sets
-from gossamer.kernels import cpu, pool
+from gossamer.kernels.native import pool
+from gossamer.kernels.native.library import LIBRARY
 from guarded import Guarded
 
 WINDOWS = [
@@ -168,7 +169,7 @@ def test_a_gradient_without_index_is_an_error() -> None:
 def test_windows_that_cannot_be_are_errors(window: tuple[int, int, int]) -> None:
     x, y = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 20, 20)
     call = pool._Pool(1, 8, 8, *window)
-    assert cpu._library.gossamer_max_pool(call, x.data_ptr(), y.data_ptr(), None, 1) == 1
+    assert LIBRARY.gossamer_max_pool(call, x.data_ptr(), y.data_ptr(), None, 1) == 1
     with pytest.raises(TypeError, match="needs float32"):
         pool.max_pool2d(x.double(), 2, 2, 0)
 
@@ -196,7 +197,7 @@ def test_nothing_outside_the_tensors_is_touched(
     inputs, outputs = 5 * size[0] * size[1], 5 * rows * cols
     x, y, index = Guarded(inputs, at_end), Guarded(outputs, at_end), Guarded(outputs, at_end, np.uint8)
     x.values[:], y.values[:], index.values[:] = 1, np.nan, 255
-    library, call = cpu._library, pool._Pool(5, *size, *window)
+    library, call = LIBRARY, pool._Pool(5, *size, *window)
     assert library.gossamer_max_pool(call, x.address, y.address, None, 2) == 0
     assert (y.values == 1).all()
     assert library.gossamer_max_pool(call, x.address, y.address, index.address, 2) == 0

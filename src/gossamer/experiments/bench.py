@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from gossamer.accounting import count
 from gossamer.kernels import cpu
+from gossamer.kernels.native import conv
 from gossamer.layers import SparseConv2d
 from gossamer.surgery import sparsify
 from gossamer.thinning import thin
@@ -206,7 +207,7 @@ def _path(layer: SparseConv2d, size: tuple[int, ...], train: bool, first: bool) 
         path, why = cpu.choose_path(name, size, layer.kernel_size, edges, layer.out_channels, layer.groups)
         if path == "native":
             geometry = layer.stride, layer.own_padding, layer.dilation
-            path = f"native: {cpu.kernel_name(name, size, layer.kernel_size, *pattern, *geometry)}"
+            path = f"native: {conv.kernel_name(name, size, layer.kernel_size, *pattern, *geometry)}"
         chosen.append((name, path, why))
     if len({path for _, path, _ in chosen}) == 1:
         return f"{chosen[0][1]} ({chosen[0][2]})"

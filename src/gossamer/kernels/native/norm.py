@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.kernels import cpu
+from gossamer.kernels.native.library import LIBRARY
 
 __all__ = ["batch_norm", "normalise_"]
 
@@ -26,14 +26,14 @@ class _Norm(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("batch", "channels", "area")]
 
 
-_LIBRARY, _NORM = cpu._library, ctypes.POINTER(_Norm)
+_NORM = ctypes.POINTER(_Norm)
 _TENSORS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-_LIBRARY.gossamer_batch_norm.argtypes = [_NORM, *_TENSORS, ctypes.c_float, ctypes.c_int, *_TENSORS, ctypes.c_int]
-_LIBRARY.gossamer_batch_norm_grad.argtypes = [
+LIBRARY.gossamer_batch_norm.argtypes = [_NORM, *_TENSORS, ctypes.c_float, ctypes.c_int, *_TENSORS, ctypes.c_int]
+LIBRARY.gossamer_batch_norm_grad.argtypes = [
     *(_NORM, *_TENSORS, *_TENSORS),
     *(ctypes.c_float, ctypes.c_int, *_TENSORS, ctypes.c_int),
 ]
-_LIBRARY.gossamer_normalise.argtypes = [
+LIBRARY.gossamer_normalise.argtypes = [
     *(_NORM, ctypes.c_void_p, *_TENSORS),
     *(ctypes.c_float, ctypes.c_int, ctypes.c_void_p, ctypes.c_int),
 ]
@@ -43,9 +43,7 @@ def _call(function: Callable[..., int], input: Tensor, *arguments: Any) -> None:
     norm = _Norm(*input.shape[:2], input.shape[2] * input.shape[3])
     status = function(norm, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments), torch.get_num_threads())
     if status:
-        raise RuntimeError(
-            f"gossamer: {_LIBRARY.gossamer_status_text(status).decode()}; the input was {[*input.shape]}"
-        )
+        raise RuntimeError(f"gossamer: {LIBRARY.gossamer_status_text(status).decode()}; the input was {[*input.shape]}")
 
 
 def _ready(input: Tensor, *vectors: Tensor | None) -> list[Tensor | None]:
@@ -64,7 +62,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, *affine = _ready(input, weight, bias)
     output, mean, variance = _fake_forward(input)
-    _call(_LIBRARY.gossamer_batch_norm, input, x, *affine, eps, relu, mean, variance, output)
+    _call(LIBRARY.gossamer_batch_norm, input, x, *affine, eps, relu, mean, variance, output)
     return output, mean, variance
 
 
@@ -84,7 +82,7 @@ def _grad(
         )
     x, *vectors = _ready(input, weight, bias, mean, variance)
     grads = _fake_grad(grad, input)
-    _call(_LIBRARY.gossamer_batch_norm_grad, input, grad.contiguous(), x, *vectors, eps, relu, *grads)
+    _call(LIBRARY.gossamer_batch_norm_grad, input, grad.contiguous(), x, *vectors, eps, relu, *grads)
     return grads
 
 
@@ -101,7 +99,7 @@ def _normalise(
     if ready is not values:
         raise RuntimeError(f"normalise_ works in place, on contiguous planes; the strides were {values.stride()}")
     if values.numel():
-        _call(_LIBRARY.gossamer_normalise, values, *vectors, eps, relu, values)
+        _call(LIBRARY.gossamer_normalise, values, *vectors, eps, relu, values)
 
 
 # -- shapes without data -----------------------------------------------------------------------------------------------

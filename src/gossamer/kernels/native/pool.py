@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.kernels import cpu
+from gossamer.kernels.native.library import LIBRARY
 
 __all__ = ["LARGEST", "avg_pool2d", "max_pool2d", "output_size"]
 
@@ -32,7 +32,7 @@ class _Pool(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("planes", "height", "width", "kernel", "stride", "padding")]
 
 
-for _function in (cpu._library.gossamer_max_pool, cpu._library.gossamer_max_pool_grad):
+for _function in (LIBRARY.gossamer_max_pool, LIBRARY.gossamer_max_pool_grad):
     _function.argtypes = [ctypes.POINTER(_Pool), *[ctypes.c_void_p] * 3, ctypes.c_int]
 
 
@@ -45,10 +45,10 @@ def output_size(shape: Sequence[int], kernel: int, stride: int, padding: int) ->
 def _call(function: str, shape: Sequence[int], kernel: int, stride: int, padding: int, *tensors: Tensor | None) -> None:
     pool = _Pool(shape[0] * shape[1], *shape[2:], kernel, stride, padding)
     addresses = [None if t is None else t.data_ptr() for t in tensors]
-    status = getattr(cpu._library, function)(pool, *addresses, torch.get_num_threads())
+    status = getattr(LIBRARY, function)(pool, *addresses, torch.get_num_threads())
     if status:
         sizes = {field[0]: getattr(pool, field[0]) for field in _Pool._fields_}
-        raise RuntimeError(f"gossamer: {cpu._library.gossamer_status_text(status).decode()}; the call was {sizes}")
+        raise RuntimeError(f"gossamer: {LIBRARY.gossamer_status_text(status).decode()}; the call was {sizes}")
 
 
 def _check(input: Tensor) -> None:
