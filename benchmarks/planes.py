@@ -2,7 +2,7 @@
 
     python benchmarks/planes.py [--threads 1] [--seconds 1]
 
-Ours are the native operators at every size, also below the limits from which `gossamer.planes` takes them. Where a
+Ours are the native operators at every size, also below the limits from which `gossamer.layers.planes` takes them. Where a
 SparseConv2d stands first, it is the same for all sides and its time is in each of them.
 All take turns, and each figure is the fastest of many calls. Milliseconds of a forward pass in evaluation, without a
 gradient, and of a forward and backward pass in training.
@@ -18,7 +18,7 @@ from timing import fastest, header, keep_memory
 from torch import Tensor, nn
 
 import gossamer as gs
-from gossamer import planes
+from gossamer.layers import exchange_layers, planes
 
 Layer = Callable[[Tensor], Tensor]
 Case = tuple[tuple[int, ...], nn.Module, nn.Module]
@@ -36,7 +36,7 @@ def rectified(*shapes: tuple[int, ...]) -> list[Case]:
     made: list[Case] = []
     for shape in shapes:
         pairs = [nn.Sequential(nn.BatchNorm2d(shape[1]), nn.ReLU(inplace=True)) for _ in range(2)]
-        planes.exchange_layers(pairs[1])
+        exchange_layers(pairs[1])
         made.append((shape, *pairs))
     return made
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gossamer as gs
-from gossamer import planes
+from gossamer.layers import exchange_layers, planes
 from gossamer.tracing import trace
 
 
@@ -300,7 +300,7 @@ def test_evaluation_writes_only_over_what_a_sparse_convolution_has_just_made(inf
         assert torch.equal(seen[0], ours[0](X))
         handle.remove()
         rest, x = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()).eval(), X.clone()
-        planes.exchange_layers(rest)
+        exchange_layers(rest)
         assert operators(rest, x) == set()
         assert torch.equal(x, X)
 
@@ -317,7 +317,7 @@ def test_who_rectifies_shows_nowhere_else() -> None:
     assert [type(layer) for layer in sparse[0]] == [gs.SparseConv2d, gs.BatchNorm2d, nn.ReLU]
     assert nn.Sequential(*list(sparse[0])[:2])(IMAGES).min() < 0
     kind = type(sparse[0])
-    planes.exchange_layers(sparse)
+    exchange_layers(sparse)
     again = gs.sparsify(copy.deepcopy(model), 0.5, inplace=True)
     for other in (sparse, again, copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse)), copy.copy(sparse)):
         assert type(other[0]) is type(other[1]) is kind
@@ -413,7 +413,7 @@ def test_a_saved_block_loads_with_its_relu(tmp_path: Path) -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_compile_export_and_tracing_see_both(training: bool) -> None:
     model = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()).train(training)
-    planes.exchange_layers(model)
+    exchange_layers(model)
     compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(X), copy.deepcopy(model)(X))
     exported = torch.export.export(model, (X,))

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from gossamer.channels import ChannelGraph
     from gossamer.connectivity import Connectivity
     from gossamer.growth import densify, rewire
-    from gossamer.layers import SparseConv2d
+    from gossamer.layers import AvgPool2d, BatchNorm2d, MaxPool2d, SparseConv2d
     from gossamer.paths import dead_channels, repair
-    from gossamer.planes import AvgPool2d, BatchNorm2d, MaxPool2d
     from gossamer.storage import load, save
     from gossamer.surgery import sparsify, thin
     from gossamer.training.growth import Growth
@@ -24,13 +23,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "AvgPool2d": "planes",
-    "BatchNorm2d": "planes",
+    "AvgPool2d": "layers",
+    "BatchNorm2d": "layers",
     "ChannelGraph": "channels",
     "Connectivity": "connectivity",
     "Cost": "accounting",
     "Growth": "training.growth",
-    "MaxPool2d": "planes",
+    "MaxPool2d": "layers",
     "SparseConv2d": "layers",
     "count": "accounting",
     "dead_channels": "paths",

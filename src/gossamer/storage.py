@@ -20,8 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gossamer.connectivity import PATTERNS, Connectivity
-from gossamer.layers import SparseConv2d
-from gossamer.planes import exchange_layers
+from gossamer.layers import SparseConv2d, exchange_layers
 
 _FORMAT = "gossamer"  # the one key of the metadata: safetensors writes several in any order
 _VERSION = 1

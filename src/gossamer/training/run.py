@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gossamer import data, kernels
+from gossamer import data
 from gossamer.connectivity.hashing import derive
 from gossamer.data.split import steps_per_epoch
+from gossamer.kernels import policy
 from gossamer.training import build, checkpoint
 from gossamer.training.config import TrainConfig, learning_rate
 from gossamer.training.distributed import Team
@@ -87,7 +88,7 @@ class Run:
     def _arrange(self) -> None:
         """Lay the model out for its density, and wrap it anew, since its parameters may have changed their sizes."""
         # Dense convolutions are faster channels-last; the native sparse ones read whole channel planes.
-        native = self.team.device.type == "cpu" and kernels.cpu.asked_path() != "dense"
+        native = self.team.device.type == "cpu" and policy.asked_path() != "dense"
         sparse = native and build.density(self.model) < 1
         self.layout = torch.contiguous_format if sparse else torch.channels_last
         self.model.to(memory_format=self.layout)  # type: ignore[call-overload]

@@ -1,0 +1,74 @@
+"""A batch normalisation and the ReLU after it, computed at once inside an `nn.Sequential`."""
+
+from __future__ import annotations
+
+from itertools import pairwise, zip_longest
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.layers import planes
+from gossamer.layers.norm import BatchNorm2d
+from gossamer.layers.planes import are_planes
+from gossamer.layers.sparse_conv import SparseConv2d
+
+
+class _Rectifying(nn.Sequential):
+    """The forward of an `nn.Sequential` in which a native batch normalisation computes the `nn.ReLU` right after it too.
+
+    In evaluation it does so where nobody else can hold its input: in what a sparse convolution has just returned.
+    Both modules stay in their places and know nothing of it. Each call looks anew whether they are what they were and
+    would be called for nothing but their results, so that later hooks and replacements work as ever.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(input)
+        layers, rectified = list(self), False
+        before: nn.Module | None = None
+        for layer, after in zip_longest(layers, layers[1:]):
+            if rectified:  # this is the ReLU
+                rectified = False
+                continue
+            output = None
+            joint = layer if type(layer) is BatchNorm2d and type(after) is nn.ReLU else None
+            # the size first, which costs least to ask: small networks have no time to lose
+            if joint and are_planes(input, planes.LEAST_TRAINED, 8) and _is_bare(layer) and _is_bare(after):
+                own = type(before) is SparseConv2d and _is_bare(before)
+                output = input if own and joint._in_place(input) else joint._native(input, relu=True)
+            rectified = output is not None
+            input = layer(input) if output is None else output
+            before = layer
+        return input
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        (make, (kind, *arguments), *state) = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
+        return _made, (kind.__bases__[-1], make, *arguments), *state
+
+
+_RECTIFYING: dict[type[nn.Module], Any] = {}
+
+
+def rectifying(kind: type[nn.Module]) -> Any:
+    """The one subclass of `kind`, under the same name, that computes ReLUs as `_Rectifying` does."""
+    if kind not in _RECTIFYING:
+        names = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+        _RECTIFYING[kind] = type(kind.__name__, (_Rectifying, kind), names)
+    return _RECTIFYING[kind]
+
+
+def _made(kind: type[nn.Sequential], make: Any, *arguments: Any) -> Any:
+    """What copies and pickles call: no module has the classes of `_rectifying` by name."""
+    return make(rectifying(kind), *arguments)
+
+
+def rectifies(layers: Any) -> bool:
+    """Whether a ReLU follows one of our batch normalisations."""
+    return any(type(layer) is BatchNorm2d and type(after) is nn.ReLU for layer, after in pairwise(layers))
+
+
+def _is_bare(layer: nn.Module) -> bool:
+    """Whether a call runs its class's forward and nothing else."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return not (any(hooks) or "forward" in layer.__dict__ or nn.modules.module._has_any_global_hook())
