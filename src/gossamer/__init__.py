@@ -10,33 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gossamer import models, symmetry
-    from gossamer.accounting import Cost, count
-    from gossamer.channels import ChannelGraph
     from gossamer.connectivity import Connectivity
-    from gossamer.growth import densify, rewire
+    from gossamer.graph import ChannelGraph, Cost, count, dead_channels
     from gossamer.layers import AvgPool2d, BatchNorm2d, MaxPool2d, SparseConv2d
-    from gossamer.paths import dead_channels, repair
     from gossamer.storage import load, save
-    from gossamer.surgery import sparsify, thin
-    from gossamer.training.growth import Growth
+    from gossamer.surgery import DenseGradients, Doubling, Growth, Ramp, densify, rewire
+    from gossamer.surgery.repair import repair
+    from gossamer.surgery.sparsify import sparsify
+    from gossamer.surgery.thin import thin
 
 __version__ = "0.1.0"
 
 _HOME = {
     "AvgPool2d": "layers",
     "BatchNorm2d": "layers",
-    "ChannelGraph": "channels",
+    "ChannelGraph": "graph",
     "Connectivity": "connectivity",
-    "Cost": "accounting",
-    "Growth": "training.growth",
+    "Cost": "graph",
+    "DenseGradients": "surgery",
+    "Doubling": "surgery",
+    "Growth": "surgery",
     "MaxPool2d": "layers",
+    "Ramp": "surgery",
     "SparseConv2d": "layers",
-    "count": "accounting",
-    "dead_channels": "paths",
-    "densify": "growth",
+    "count": "graph",
+    "dead_channels": "graph",
+    "densify": "surgery",
     "load": "storage",
-    "repair": "paths",
-    "rewire": "growth",
+    "repair": "surgery",
+    "rewire": "surgery",
     "save": "storage",
     "sparsify": "surgery",
     "thin": "surgery",
@@ -49,8 +51,11 @@ __all__ = [
     "ChannelGraph",
     "Connectivity",
     "Cost",
+    "DenseGradients",
+    "Doubling",
     "Growth",
     "MaxPool2d",
+    "Ramp",
     "SparseConv2d",
     "count",
     "dead_channels",

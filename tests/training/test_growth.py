@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import gossamer as gs
+from gossamer.surgery.schedule import Doubling, Ramp, Schedule
+from gossamer.surgery.widen import Widening, narrow
 from gossamer.training import checkpoint
 from gossamer.training.config import TrainConfig
-from gossamer.training.growth import Doubling, Ramp, Schedule
 from gossamer.training.inference import evaluate
 from gossamer.training.interrupt import Interrupted
 from gossamer.training.run import Run
 from gossamer.training.trainer import train
-from gossamer.training.widening import Widening, narrow
 
 Start = Callable[..., "subprocess.Popen[str]"]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gossamer.accounting import count
+from gossamer.graph.accounting import count
 from gossamer.kernels import cpu
 from gossamer.kernels.native import conv
 from gossamer.layers import SparseConv2d
 from gossamer.surgery import sparsify
-from gossamer.thinning import thin
+from gossamer.surgery.thin import thin
 
 __all__ = ["bench", "info", "network_calls", "show", "variants_of"]
 

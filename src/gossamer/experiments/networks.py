@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from gossamer import models
-from gossamer.accounting import Cost, count
 from gossamer.data import Description
+from gossamer.graph.accounting import Cost, count
 from gossamer.training.build import build_model
 from gossamer.training.config import TrainConfig
 

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gossamer import __version__, accounting, models, symmetry
-from gossamer.channels import ChannelGraph, LayerCall
+from gossamer import __version__, models, symmetry
 from gossamer.connectivity import PATTERNS, Connectivity, check_density
 from gossamer.experiments import results
 from gossamer.experiments.results import Row
+from gossamer.graph import accounting
+from gossamer.graph.channels import ChannelGraph, LayerCall
 from gossamer.surgery import sparsify, thin
-from gossamer.thinning import Plan
+from gossamer.surgery.thin import Plan
 from gossamer.training.folder import machine
 
 FILE = "symmetry.jsonl"

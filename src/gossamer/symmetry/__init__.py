@@ -14,14 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from gossamer.channels import ChannelGraph
 from gossamer.connectivity.hashing import mixed
+from gossamer.graph.channels import ChannelGraph, training_graph
+from gossamer.graph.tracing import Inputs
 from gossamer.symmetry.automorphisms import Graph, automorphisms, log_factorial
 from gossamer.symmetry.coupling import Coupling
 from gossamer.symmetry.permutation import permuted
 from gossamer.symmetry.refinement import Relation, refine, relations
-from gossamer.thinning import training_graph
-from gossamer.tracing import Inputs
 
 __all__ = ["LayerSymmetry", "Symmetries", "count", "permute", "signatures"]
 

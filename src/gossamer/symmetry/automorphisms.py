@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gossamer.channels import components
 from gossamer.connectivity.hashing import mixed
+from gossamer.graph.channels import components
 from gossamer.symmetry.coupling import scatter
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from gossamer.channels import CONSTANT, ChannelGraph
 from gossamer.connectivity.hashing import derive, mixed
+from gossamer.graph.channels import CONSTANT, ChannelGraph
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from gossamer.channels import ChannelGraph, Join, LayerCall
 from gossamer.connectivity import Connectivity
+from gossamer.graph.channels import ChannelGraph, Join, LayerCall
+from gossamer.graph.tracing import Inputs
 from gossamer.layers import SparseConv2d
 from gossamer.symmetry.coupling import Coupling, occurrences
-from gossamer.tracing import Inputs
 
 _SAME = 1e-6  # largest difference of outputs, relative to the largest output, in float64
 

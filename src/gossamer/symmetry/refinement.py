@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gossamer.channels import Join, LayerCall
 from gossamer.connectivity import Connectivity
 from gossamer.connectivity.hashing import derive, mixed
+from gossamer.graph.channels import Join, LayerCall
 from gossamer.symmetry.coupling import Coupling, occurrences, scatter
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)

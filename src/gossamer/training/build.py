@@ -10,10 +10,10 @@ from torch import nn
 from gossamer import data, models
 from gossamer.layers import SparseConv2d
 from gossamer.surgery import sparsify, thin
+from gossamer.surgery.first_layer import drop_filters
+from gossamer.surgery.schedule import Doubling, Growth, Ramp, Schedule, Scheduled
+from gossamer.surgery.widen import Widening, narrow
 from gossamer.training.config import TrainConfig
-from gossamer.training.first_layer import drop_filters
-from gossamer.training.growth import Doubling, Growth, Ramp, Schedule, Scheduled
-from gossamer.training.widening import Widening, narrow
 
 
 def load_data(config: TrainConfig) -> data.DataSet:

@@ -20,13 +20,13 @@ from gossamer import data
 from gossamer.connectivity.hashing import derive
 from gossamer.data.split import steps_per_epoch
 from gossamer.kernels import policy
+from gossamer.surgery.widen import Widening
 from gossamer.training import build, checkpoint
 from gossamer.training.config import TrainConfig, learning_rate
 from gossamer.training.distributed import Team
 from gossamer.training.evaluation import evaluate, logits
 from gossamer.training.folder import RunFolder
 from gossamer.training.interrupt import Interrupted
-from gossamer.training.widening import Widening
 
 
 class DivergenceError(FloatingPointError):

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import gossamer
-from gossamer.accounting import count
 from gossamer.connectivity.hashing import derive
+from gossamer.graph.accounting import count
 from gossamer.storage import save as save_model
 from gossamer.training import build, checkpoint
 from gossamer.training.config import TrainConfig

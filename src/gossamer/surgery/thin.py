@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from gossamer.channels import CONSTANT, ChannelGraph, LayerCall
 from gossamer.connectivity import Connectivity, check_density
 from gossamer.connectivity.hashing import derive
+from gossamer.graph.channels import CONSTANT, ChannelGraph, LayerCall, training_graph
+from gossamer.graph.tracing import Inputs
 from gossamer.layers import SparseConv2d
-from gossamer.tracing import Inputs
 
 
 def thin(model: nn.Module, multiplier: float, example_inputs: Inputs | None = None, *, divisor: int = 1) -> nn.Module:
@@ -47,14 +47,6 @@ def thin(model: nn.Module, multiplier: float, example_inputs: Inputs | None = No
             return _thinned(model, plan, example_inputs, training)
         except ValueError as error:
             raise ValueError(f"cannot thin this model by {multiplier:g}: {error}") from error
-
-
-def training_graph(model: nn.Module, example_inputs: Inputs) -> tuple[ChannelGraph, bool]:
-    """The graph of a training pass, in which auxiliary heads run, or of an inference pass where that cannot be had."""
-    try:
-        return ChannelGraph.of(model, example_inputs, training=True), True
-    except ValueError:
-        return ChannelGraph.of(model, example_inputs), False
 
 
 class Plan:

@@ -1,7 +1,7 @@
 """Channel nodes followed through the operators of a trace: how a `ChannelGraph` is drawn.
 
 Every tensor gets a *label* tensor of its own shape that names the node of each element. Operators that only move data run on
-the labels themselves, so `cat`, `view`, `chunk`, channel shuffle and their like need no rules (`_labels`).
+the labels themselves, so `cat`, `view`, `chunk`, channel shuffle and their like need no rules (`labels`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gossamer._labels import along, compact, concatenated, constant_along, core, restore
-from gossamer._nodes import CONSTANT, Join, LayerCall
+from gossamer.graph.labels import along, compact, concatenated, constant_along, core, restore
+from gossamer.graph.nodes import CONSTANT, Join, LayerCall
+from gossamer.graph.tracing import Call, Trace
 from gossamer.layers import SparseConv2d
-from gossamer.tracing import Call, Trace
 
 _MOVES = frozenset(
     """_unsafe_view alias cat channel_shuffle clone contiguous detach expand flatten flip lift_fresh narrow

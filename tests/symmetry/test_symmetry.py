@@ -394,7 +394,7 @@ def test_a_graph_in_place_of_a_model() -> None:
 
 
 def test_the_page_on_symmetry_runs() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "symmetry.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "symmetry.md").read_text()
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     assert code.count("assert") >= 8
     exec(compile(code, "docs/symmetry.md", "exec"), {})

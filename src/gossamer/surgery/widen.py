@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gossamer.surgery import thin
-from gossamer.training.growth import Schedule, Scheduled
-from gossamer.transplant import forget_graphs
+from gossamer.surgery.schedule import Schedule, Scheduled
+from gossamer.surgery.thin import thin
+from gossamer.surgery.transplant import forget_graphs
 
 
 class Widening(Scheduled):

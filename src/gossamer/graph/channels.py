@@ -3,7 +3,7 @@
 Every channel of every tensor is a *node*. A convolution or linear layer makes new nodes from its inputs' (a `LayerCall`);
 a sum or product makes nodes with several parents (a `Join`); everything else, from pooling over concatenation to
 channel shuffle, passes nodes on. Dead channels (`paths`), the depth multiplier (`surgery.thin`) and symmetry all read
-this graph; `_propagation` draws it.
+this graph; `propagation` draws it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
-from gossamer._nodes import CONSTANT, Join, LayerCall
-from gossamer._propagation import propagate
-from gossamer.tracing import Inputs, trace
+from gossamer.graph.nodes import CONSTANT, Join, LayerCall
+from gossamer.graph.propagation import propagate
+from gossamer.graph.tracing import Inputs, trace
 
-__all__ = ["CONSTANT", "ChannelGraph", "Join", "LayerCall", "components"]
+__all__ = ["CONSTANT", "ChannelGraph", "Join", "LayerCall", "components", "training_graph"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,14 @@ class ChannelGraph:
                 np.logical_or.at(alive, step.parents, alive[step.children])
         alive[CONSTANT] = False
         return alive
+
+
+def training_graph(model: nn.Module, example_inputs: Inputs) -> tuple[ChannelGraph, bool]:
+    """The graph of a training pass, in which auxiliary heads run, or of an inference pass where that cannot be had."""
+    try:
+        return ChannelGraph.of(model, example_inputs, training=True), True
+    except ValueError:
+        return ChannelGraph.of(model, example_inputs), False
 
 
 def components(count: int, pairs: np.ndarray) -> np.ndarray:

@@ -13,9 +13,9 @@ import math
 import numpy as np
 from torch import nn
 
-from gossamer.channels import CONSTANT, ChannelGraph
 from gossamer.connectivity import Connectivity
 from gossamer.connectivity.hashing import derive, permutation
+from gossamer.graph.channels import CONSTANT, ChannelGraph
 from gossamer.layers import SparseConv2d
 
 

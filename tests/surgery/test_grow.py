@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gossamer as gs
-from gossamer.gradients import DenseGradients
-from gossamer.growth import sparse_layers
+from gossamer.surgery.gradients import DenseGradients
+from gossamer.surgery.grow import sparse_layers
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gossamer as gs
+from gossamer.graph.tracing import trace
 from gossamer.layers import exchange_layers, planes
-from gossamer.tracing import trace
 
 
 class Operators(TorchDispatchMode):

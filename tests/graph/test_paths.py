@@ -11,7 +11,7 @@ from torch import nn
 
 import gossamer as gs
 import nets
-from gossamer.paths import Dead
+from gossamer.graph.paths import Dead
 
 
 def _with_masks(model: nn.Module, density: float, seed: int) -> nn.Module:

@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gossamer.connectivity import check_density
-from gossamer.growth import DenseGradients, grow, sparse_layers
-from gossamer.transplant import Init
+from gossamer.surgery.grow import DenseGradients, grow, sparse_layers
+from gossamer.surgery.transplant import Init
 
 Schedule = Callable[[int], float]
 """Optimizer steps done -> density; never falling."""

@@ -1,50 +1,20 @@
-"""No dead filters (the paper, section 5.1): every connection must lie on a path from the image to the prediction."""
+"""Dead channels brought to life (the paper, section 5.1) by the fewest connections."""
 
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
-from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from gossamer.channels import ChannelGraph, LayerCall
 from gossamer.connectivity import Connectivity
+from gossamer.graph.channels import ChannelGraph
+from gossamer.graph.paths import dead_channels
+from gossamer.graph.tracing import Inputs
 from gossamer.layers import SparseConv2d
-from gossamer.tracing import Inputs
-from gossamer.transplant import transplant
+from gossamer.surgery.transplant import transplant
 
 _PASSES = 10
-
-
-@dataclass(frozen=True)
-class Dead:
-    """What is dead in one layer: output channels, by the end of the path they miss, and connections on no path."""
-
-    no_image: list[int]
-    no_prediction: list[int]
-    connections: int
-
-
-def dead_channels(model: nn.Module, example_inputs: Inputs) -> dict[str, Dead]:
-    """What is dead in each convolution or linear layer, by name; {} when every connection is on a path.
-
-    A path runs through sums, concatenations, pooling and whatever else the channel graph follows, from the image to the
-    model's output. Works for any model, dense or sparse, whoever made its pattern.
-    """
-    graph = ChannelGraph.of(model, example_inputs)
-    uses: defaultdict[str, list[LayerCall]] = defaultdict(list)
-    for use in graph.layers:
-        uses[use.name].append(use)
-    report = {}
-    for name, calls in uses.items():  # something is dead only if it is dead in every use of a shared layer
-        fed = np.logical_or.reduce([graph.from_image[c.outputs] for c in calls])
-        used = np.logical_or.reduce([graph.to_prediction[c.outputs] for c in calls])
-        live = np.logical_or.reduce([_live_connections(graph, c) for c in calls])
-        if not (fed.all() and used.all() and live.all()):
-            report[name] = Dead(np.flatnonzero(~fed).tolist(), np.flatnonzero(~used).tolist(), int((~live).sum()))
-    return report
 
 
 def repair(model: nn.Module, example_inputs: Inputs, inplace: bool = False) -> tuple[nn.Module, int]:
@@ -68,15 +38,6 @@ def repair(model: nn.Module, example_inputs: Inputs, inplace: bool = False) -> t
         f"no connection of a sparse layer can revive the dead channels of {', '.join(map(repr, dead))}: "
         "the model itself does not use them"
     )
-
-
-def _live_connections(graph: ChannelGraph, call: LayerCall) -> np.ndarray:
-    """Which of the layer's connections lie on a path; for a dense layer as [out, in / groups], flattened."""
-    fed, used = graph.from_image[call.inputs], graph.to_prediction[call.outputs]
-    if call.connectivity is not None:
-        return fed[call.connectivity.indices] & used[call.connectivity.rows]
-    per_group = fed.reshape(call.groups, -1)
-    return (np.repeat(per_group, len(used) // call.groups, axis=0) & used[:, None]).ravel()
 
 
 def _feed(model: nn.Module, example_inputs: Inputs) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 import gossamer as gs
 import nets
-from gossamer.channels import ChannelGraph, components
+from gossamer.graph.channels import ChannelGraph, components
 
 
 @given(st.integers(1, 30), st.data())

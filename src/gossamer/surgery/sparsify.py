@@ -14,9 +14,8 @@ from torch import nn
 from gossamer.connectivity import Connectivity, check_density
 from gossamer.connectivity.hashing import derive
 from gossamer.layers import SparseConv2d, exchange_layers
-from gossamer.thinning import thin
 
-__all__ = ["Sparsified", "sparsify", "thin"]
+__all__ = ["Sparsified", "sparsify"]
 
 
 @dataclass(frozen=True)

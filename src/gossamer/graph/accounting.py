@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gossamer.tracing import Call, Inputs, Trace, trace
+from gossamer.graph.tracing import Call, Inputs, Trace, trace
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from gossamer.connectivity import Connectivity, check_density
 from gossamer.connectivity.hashing import derive, hashes
-from gossamer.gradients import DenseGradients, absent
 from gossamer.layers import SparseConv2d
-from gossamer.transplant import Init, check_optimizer, transplant
+from gossamer.surgery.gradients import DenseGradients, absent
+from gossamer.surgery.transplant import Init, check_optimizer, transplant
 
 __all__ = ["DenseGradients", "densify", "grow", "rewire", "sparse_layers"]
 
