@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from gossamer.cli import main
-from gossamer.experiments import grow, grow_report, results
+from gossamer.experiments import grow, results
 from gossamer.experiments.sweep import Run, plan
+from gossamer.report import growth as grow_report
 from gossamer.training.config import TrainConfig
 
 COMMAND = ["grow", "mnist", "--data", "digits", "--epochs", "2", "--batch-size", "128", "--threads", "1"]

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from gossamer.cli import main
-from gossamer.experiments import paper, report, results
+from gossamer.experiments import paper, results
 from gossamer.experiments.results import Row
 from gossamer.experiments.sweep import Run, Size, sweep
+from gossamer.report import page as report
 
 
 def printed(text: str) -> float:

@@ -11,6 +11,7 @@ import pytest
 import gossamer as gs
 from gossamer import cli
 from gossamer.experiments import results, symmetry
+from gossamer.report import symmetry as shown
 
 DENSITIES = (0.05, 1.0)
 
@@ -50,9 +51,9 @@ def test_no_width_is_nearer_in_params() -> None:
 
 def test_bounds_are_marked(rows: list[results.Row], tmp_path: Path) -> None:
     bound = {**rows[1], "exact": False}
-    assert symmetry.logarithm(bound).startswith("<= 10^")
-    assert symmetry.logarithm(rows[1]).startswith("10^")
-    files = symmetry.draw([*rows, bound], tmp_path / "a.b", title="t")
+    assert shown.logarithm(bound).startswith("<= 10^")
+    assert shown.logarithm(rows[1]).startswith("10^")
+    files = shown.draw([*rows, bound], tmp_path / "a.b", title="t")
     assert [file.name for file in files] == ["a.b.svg", "a.b.png"]
     assert all(file.stat().st_size > 1000 for file in files)
 
@@ -67,7 +68,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (tmp_path / "mnist.svg").is_file()
     assert cli.main(arguments) == 0
     table = capsys.readouterr().out
-    assert symmetry.logarithm(printed[0]) in table
+    assert shown.logarithm(printed[0]) in table
     assert len(results.read(tmp_path / symmetry.FILE)) == 3  # the same runs: lines are replaced
 
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gossamer.data.split import WHOLE, Share
-from gossamer.experiments import job, results, workers
+from gossamer.experiments import results, workers
 from gossamer.experiments.results import Row
 from gossamer.experiments.runs import train_run
-from gossamer.experiments.sweep import Run, Size, sweep
-from gossamer.training.config import TrainConfig
+from gossamer.experiments.sweep import Run, Size
 
 if TYPE_CHECKING:
     from gossamer.data.split import Batch, Split
@@ -73,23 +72,8 @@ def courses(starts: Sequence[float], periods: Sequence[float], variants: Sequenc
     return [Size.dense(), *grown]
 
 
-def run(
-    base: TrainConfig, sizes: Sequence[Size], folder: Path, *, rounds: int = 1, points: int = 50, images: int = 2000
-) -> int:
-    """Train what is missing, one run at a time; print the table and write the report. Returns the exit code.
-
-    Each curve has `points` points and one before and after each growth, measured on about `images` test images.
-    """
-    from gossamer.experiments import grow_report
-
-    job.check(base)
-    execute = partial(_execute, points=points, images=images)
-    rows = sweep(base, sizes, folder, execute, rounds=rounds)
-    grow_report.show(folder)
-    return 1 if any(row["status"] == "failed" for row in rows) else 0
-
-
-def _execute(runs: Sequence[Run], folder: Path, *, points: int, images: int) -> Iterator[Row]:
+def execute(runs: Sequence[Run], folder: Path, *, points: int = 50, images: int = 2000) -> Iterator[Row]:
+    """One run at a time. Each curve has `points` points and one before and after each growth, on about `images` test images."""
     return workers.each(runs, folder, 1, partial(grow_run, points=points, images=images))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gossamer.experiments.report import cells
 from gossamer.experiments.results import COLUMNS, Point, pareto
+from gossamer.report.page import cells
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from gossamer.experiments import report, results
+from gossamer.experiments import results
+from gossamer.report import page as report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

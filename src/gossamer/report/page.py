@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gossamer.experiments import figures, paper
+from gossamer.experiments import paper
 from gossamer.experiments.results import COLUMNS, Cost, Point, Row, curves, done, pareto, read, summarise
 from gossamer.experiments.sweep import settings_of
+from gossamer.report import figures
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -1,14 +1,16 @@
-"""The main job, shared by `demo`, `sweep` and `paper`: train what is missing, then a table and a report."""
+"""The main jobs, shared by `demo`, `sweep`, `grow` and `paper`: train what is missing, then a table and a report."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from gossamer.experiments import grow_report, report, tables, workers
+from gossamer.experiments import grow, workers
 from gossamer.experiments.results import read, summarise
 from gossamer.experiments.sweep import Execute, Size, describe, sweep
+from gossamer.report import growth, page, tables
 from gossamer.training.config import TrainConfig
 
 
@@ -44,6 +46,19 @@ def run(
     return 1 if bad else 0
 
 
+def run_growth(
+    base: TrainConfig, sizes: Sequence[Size], folder: Path, *, rounds: int = 1, points: int = 50, images: int = 2000
+) -> int:
+    """Train the courses that are missing, one at a time; print the table and write the report. Returns the exit code.
+
+    `points` and `images` are those of each curve (`grow.execute`).
+    """
+    check(base)
+    rows = sweep(base, sizes, folder, partial(grow.execute, points=points, images=images), rounds=rounds)
+    growth.show(folder)
+    return 1 if any(row["status"] == "failed" for row in rows) else 0
+
+
 def _silent(_: str) -> None:
     """For the processes of torchrun that are not the first."""
 
@@ -63,9 +78,9 @@ def check(base: TrainConfig) -> None:
 def show(folder: Path) -> None:
     """Print the table of the folder of a sweep, or of `gossamer grow`, and write its report."""
     rows = read(folder)
-    if grow_report.is_growth(rows):
-        return grow_report.show(folder)
-    written = report.write(folder)
+    if growth.is_growth(rows):
+        return growth.show(folder)
+    written = page.write(folder)
     tables.show_points(summarise(rows), f"{rows[0]['config']['model']} on {rows[0]['config']['data']}")
     print(f"figures: {', '.join(str(path) for path in written.figures if path.suffix == '.svg')}")
     print(f"table:   {written.table}")

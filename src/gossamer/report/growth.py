@@ -10,8 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gossamer.experiments import report, tables
 from gossamer.experiments.results import Row, done, read
+from gossamer.report import page as pages
+from gossamer.report import tables
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -298,12 +299,12 @@ def _colours(curves: Sequence[MeanCurve]) -> dict[str, str]:
 def _page(rows: Sequence[Row], lines: Sequence[Line], title: str) -> str:
     finished, curves = done(rows), mean_curves(rows)
     dense = next((line for line in lines if line.course == "dense"), None)
-    return report.render(
+    return pages.render(
         title=title,
         subtitle=f"{len(finished)} runs. "
         + (f"The dense network ends at {100 * dense.accuracy:.2f}%." if dense else "The dense network is missing."),
         growth={
-            "plots": [report.html(_curves(curves, field, label)) for field, label in AXES.items()],
+            "plots": [pages.html(_curves(curves, field, label)) for field, label in AXES.items()],
             "headings": HEADINGS,
             "rows": [cells(line) for line in lines],
             "steps": [_step_cells(growth) for row in finished for growth in growths(row)],
@@ -357,4 +358,4 @@ def _curves(curves: Sequence[MeanCurve], field: str, label: str) -> Figure:
         )
     figure.update_xaxes(title=label)
     figure.update_yaxes(title="test accuracy, %")
-    return report.styled(figure)
+    return pages.styled(figure)

@@ -18,20 +18,9 @@ try:
 except ModuleNotFoundError:
     sys.exit("gossamer: the command line needs more packages: pip install 'gossamer[train,report]'")
 
-from gossamer.commands import (
-    Bench,
-    Count,
-    Demo,
-    Evaluate,
-    Grow,
-    Info,
-    Paper,
-    Predict,
-    Report,
-    Sweep,
-    Symmetry,
-    Train,
-)
+from gossamer.cli.experiments import Demo, Grow, Paper, Report, Sweep
+from gossamer.cli.networks import Bench, Count, Info, Symmetry
+from gossamer.cli.training import Evaluate, Predict, Train
 
 Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
