@@ -2,8 +2,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/parallel.h"
 #include "kernels.h"
-#include "parallel.h"
 
 namespace gossamer {
 namespace {

@@ -1,7 +1,7 @@
 // The tile: R x V vectors of one destination plane, kept in registers over all its connections.
 #pragma once
 
-#include "arith.h"
+#include "base/arith.h"
 
 namespace gossamer {
 namespace {

@@ -1,7 +1,7 @@
 // Small integer arithmetic that every kernel needs.
 #pragma once
 
-#include "simd.h"
+#include "simd/vec.h"
 
 namespace gossamer {
 namespace {

@@ -2,9 +2,9 @@
 // everything in the anonymous namespace but the one table at the end.
 //
 // A channel belongs to one thread. Its floats come in pieces, which are summed in float32 and joined in float64.
-#include "arith.h"
+#include "base/arith.h"
+#include "base/parallel.h"
 #include "kernels.h"
-#include "parallel.h"
 
 namespace gossamer {
 namespace {

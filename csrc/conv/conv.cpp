@@ -11,9 +11,9 @@
 //  - five shapes (gather.h, points.h): rows (vectors along the width), flat (rows run on, for widths that fill vectors
 //    badly), stretches (stretches of the map in the lanes, for one-dimensional kernels there), batch (images in the lanes, for
 //    small maps), points (one tap).
-#include "gather.h"
-#include "points.h"
-#include "weight_grad.h"
+#include "conv/gather.h"
+#include "conv/points.h"
+#include "conv/weight_grad.h"
 
 namespace gossamer {
 namespace {

@@ -1,8 +1,8 @@
 // Gather, driven over images, bands of rows and destination planes.
 #pragma once
 
-#include "parallel.h"
-#include "plan.h"
+#include "base/parallel.h"
+#include "conv/plan.h"
 
 namespace gossamer {
 namespace {

@@ -1,10 +1,10 @@
 // How a gather is done: which shape, in what layout, and in which pieces.
 #pragma once
 
-#include "padded.h"
-#include "problem.h"
-#include "stretch.h"
-#include "tile.h"
+#include "conv/layout.h"
+#include "conv/problem.h"
+#include "conv/stretch.h"
+#include "conv/tile.h"
 
 namespace gossamer {
 namespace {

@@ -5,9 +5,9 @@
 // from a on and of it every stride-th column from b on. In that layout a tap of the window is one constant offset, whatever
 // the stride, and vectors hold neighbouring outputs. A piece of work is as many planes, or rows of one, as stay in the
 // level-1 cache.
-#include "arith.h"
+#include "base/arith.h"
+#include "base/parallel.h"
 #include "kernels.h"
-#include "parallel.h"
 
 namespace gossamer {
 namespace {

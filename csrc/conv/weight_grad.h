@@ -1,8 +1,8 @@
 // Weight gradient: for each connection and tap the dot product of an output-gradient plane with a shifted input plane.
 #pragma once
 
-#include "dot.h"
-#include "gather.h"
+#include "conv/dot.h"
+#include "conv/gather.h"
 
 namespace gossamer {
 namespace {

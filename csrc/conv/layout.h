@@ -1,7 +1,7 @@
 // Padded copies: source planes laid out so that every tap is one constant offset.
 #pragma once
 
-#include "arith.h"
+#include "base/arith.h"
 
 namespace gossamer {
 namespace {

@@ -1,7 +1,7 @@
 // Dot products of the rows of two planes, over several images: the sums of a weight gradient, kept in registers until the end.
 #pragma once
 
-#include "arith.h"
+#include "base/arith.h"
 
 namespace gossamer {
 namespace {

@@ -5,8 +5,8 @@
 // For AVX-512 alone: elsewhere lanes are filled one by one, which costs more than the columns gain.
 #pragma once
 
-#include "padded.h"
-#include "problem.h"
+#include "conv/layout.h"
+#include "conv/problem.h"
 
 namespace gossamer {
 namespace {

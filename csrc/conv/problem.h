@@ -1,7 +1,7 @@
 // The problem both the forward pass and the input gradient are cast into, and how each becomes one.
 #pragma once
 
-#include "arith.h"
+#include "base/arith.h"
 #include "kernels.h"
 
 namespace gossamer {

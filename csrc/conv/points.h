@@ -5,7 +5,7 @@
 // own, from which whole planes are written, some images at a time: memory is fast only on long runs.
 #pragma once
 
-#include "gather.h"
+#include "conv/gather.h"
 
 namespace gossamer {
 namespace {
