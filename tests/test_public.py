@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import gossamer as gs
 
@@ -25,15 +27,36 @@ def test_the_core_needs_only_three_packages() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_every_public_name_exists_and_is_documented() -> None:
-    assert len(set(gs.__all__)) == len(gs.__all__)
-    for name in gs.__all__:
-        assert getattr(gs, name).__doc__, name
-    assert not {name for name in dir(gs) if not name.startswith("_")} - {
-        *gs.__all__,
-        "annotations",
-        "import_module",
+PUBLIC = """
+    AvgPool2d BatchNorm2d ChannelGraph Connectivity Cost DenseGradients Doubling Growth MaxPool2d Ramp SparseConv2d count
+    dead_channels densify load models repair rewire save sparsify symmetry thin
+""".split()
+
+
+def test_the_front_door_is_this_list() -> None:
+    """A name that comes or goes is a decision: here, in docs/api.md and in CHANGELOG.md."""
+    assert sorted(gs.__all__) == PUBLIC
+    code = "import gossamer as gs; [getattr(gs, name) for name in gs.__all__]; print(*dir(gs))"
+    seen = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    rooms = {path.stem for path in Path(gs.__file__).parent.iterdir()}
+    assert {name for name in seen if not name.startswith("_")} - rooms <= {
+        *PUBLIC,
         "TYPE_CHECKING",
         "Any",
-        *(m.split(".")[1] for m in sys.modules if m.startswith("gossamer.")),
+        "annotations",
     }
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    assert not [name for name in PUBLIC if name not in page]
+
+
+def test_every_public_name_is_documented() -> None:
+    assert not [name for name in PUBLIC if not getattr(gs, name).__doc__]
+
+
+def test_the_version_is_the_packages() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", gs.__version__)
+    assert f'version = "{gs.__version__}"' in (Path(__file__).parents[1] / "pyproject.toml").read_text()
+
+
+def test_types_are_for_users_too() -> None:
+    assert (Path(gs.__file__).parent / "py.typed").exists()

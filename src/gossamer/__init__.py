@@ -5,7 +5,8 @@ The front door: every name loads what it needs when it is first used, so that `i
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module as _import_module
+from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from gossamer.surgery.sparsify import sparsify
     from gossamer.surgery.thin import thin
 
-__version__ = "0.1.0"
+__version__: str  # of the installed package: pyproject.toml has it
 
 _HOME = {
     "AvgPool2d": "layers",
@@ -72,10 +73,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version("gossamer")
     if name in _MODULES:
-        return import_module(f"gossamer.{name}")
+        return _import_module(f"gossamer.{name}")
     if name in _HOME:
-        return getattr(import_module(f"gossamer.{_HOME[name]}"), name)
+        return getattr(_import_module(f"gossamer.{_HOME[name]}"), name)
     raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
 
 

@@ -57,6 +57,8 @@ def test_growth_is_nested(i: int, o: int, one: float, other: float, seed: int, p
     low, high = sorted((one, other))
     small = Connectivity.random(i, o, low, pattern=pattern, seed=seed)
     if small.connections > round(high * small.possible) and not small.repaired:
+        with pytest.raises(ValueError, match="cannot grow"):
+            small.grow(high)
         return
     large = small.grow(high)
     assert not (small.mask() & ~large.mask()).any()

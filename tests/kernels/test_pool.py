@@ -193,6 +193,9 @@ def test_nothing_outside_the_tensors_is_touched(
 ) -> None:
     rows, cols = pool.output_size((5, 1, *size), *window)
     if min(rows, cols) < 1:
+        assert (
+            LIBRARY.gossamer_max_pool(pool._Pool(5, *size, *window), None, None, None, 2) == 1
+        )  # a size is out of range
         return
     inputs, outputs = 5 * size[0] * size[1], 5 * rows * cols
     x, y, index = Guarded(inputs, at_end), Guarded(outputs, at_end), Guarded(outputs, at_end, np.uint8)

@@ -16,7 +16,7 @@ LIMITS = {
     "1x1": {"forward": 0.4, "input_grad": 0.4, "weight_grad": 0.4},
     "larger": {"forward": 0.5, "input_grad": 0.4, "weight_grad": 0.4},
 }
-"""Density from which PyTorch's dense convolution is taken, by kernel size and pass (measured: docs/kernels.md)."""
+"""Density from which PyTorch's dense convolution is taken, by kernel size and pass (measured: docs/kernels-measured.md)."""
 
 _PATHS = ("auto", "native", "dense")
 _path = os.environ.get("GOSSAMER_PATH", "auto")
