@@ -36,7 +36,7 @@ def rectified(*shapes: tuple[int, ...]) -> list[Case]:
     made: list[Case] = []
     for shape in shapes:
         pairs = [nn.Sequential(nn.BatchNorm2d(shape[1]), nn.ReLU(inplace=True)) for _ in range(2)]
-        exchange_layers(pairs[1])
+        pairs[1] = exchange_layers(pairs[1])
         made.append((shape, *pairs))
     return made
 

@@ -82,7 +82,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         if name:
             model.set_submodule(name, layer)
     if replacements:
-        exchange_layers(model)
+        exchange_layers(model, inplace=True)
     target = replacements.get("", model)
     target.load_state_dict(state)
     return target

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gossamer as gs
 from gossamer.graph.tracing import trace
-from gossamer.layers import exchange_layers, planes
+from gossamer.layers import RectifyingSequential, exchange_layers, planes
 
 
 class Operators(TorchDispatchMode):
@@ -300,34 +300,38 @@ def test_evaluation_writes_only_over_what_a_sparse_convolution_has_just_made(inf
         assert torch.equal(seen[0], ours[0](X))
         handle.remove()
         rest, x = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()).eval(), X.clone()
-        exchange_layers(rest)
+        rest = exchange_layers(rest)
         assert operators(rest, x) == set()
         assert torch.equal(x, X)
 
 
 def test_who_rectifies_shows_nowhere_else() -> None:
-    """Names, types, what is printed, parts and copies are as without."""
+    """Names, parts and copies are as without; what is printed says it."""
     model = nn.Sequential(Block(), Block(8))
     keys, lines = list(model.state_dict()), str(model[0]).splitlines()
     sparse = gs.sparsify(model, 0.5)
     assert [k for k in sparse.state_dict() if "indptr" not in k and "indices" not in k and "_extra" not in k] == keys
-    assert isinstance(sparse[0], Block)
+    assert type(sparse[0]) is type(sparse[1]) is RectifyingSequential
+    assert type(model[0]) is Block
     shown = str(sparse[0]).splitlines()
-    assert [shown[0], *shown[2:]] == [lines[0], *lines[2:]]
+    assert [shown[0], *shown[2:]] == ["RectifyingSequential(", *lines[2:]]
     assert [type(layer) for layer in sparse[0]] == [gs.SparseConv2d, gs.BatchNorm2d, nn.ReLU]
     assert nn.Sequential(*list(sparse[0])[:2])(IMAGES).min() < 0
-    kind = type(sparse[0])
-    exchange_layers(sparse)
+    assert exchange_layers(sparse) is sparse
     again = gs.sparsify(copy.deepcopy(model), 0.5, inplace=True)
     for other in (sparse, again, copy.deepcopy(sparse), pickle.loads(pickle.dumps(sparse)), copy.copy(sparse)):
-        assert type(other[0]) is type(other[1]) is kind
         assert sees(other, IMAGES) == NATIVE
 
 
 def test_the_root_may_be_the_sequential() -> None:
+    """It becomes another object then, which a model changed in place cannot."""
     model = Block()
+    sparse = gs.sparsify(model, 0.5)
+    assert type(sparse) is RectifyingSequential
+    assert sees(sparse, IMAGES) == NATIVE
     assert gs.sparsify(model, 0.5, inplace=True) is model
-    assert sees(model, IMAGES) == NATIVE
+    assert type(model) is Block
+    assert "aten.relu_" in sees(model, IMAGES)
 
 
 HOOKS = [
@@ -343,15 +347,15 @@ HOOKS = [
 @pytest.mark.parametrize("layer", [1, 2])
 def test_layers_with_hooks_are_called(layer: int, register: Callable, recwarn: pytest.WarningsRecorder) -> None:
     """A hook of any kind, before the exchange or after, sees what it saw before."""
-    plain, late = Block(), gs.sparsify(Block(), 0.5)
-    plain[2] = late[2] = nn.ReLU()  # full backward hooks and in-place layers exclude each other
+    plain, late = nn.Sequential(Block()), gs.sparsify(nn.Sequential(Block()), 0.5)
+    plain[0][2] = late[0][2] = nn.ReLU()  # full backward hooks and in-place layers exclude each other
     seen: list[nn.Module] = []
     for model in (plain, late):
         seen.clear()
-        handle = register(model[layer], lambda module, *_: seen.append(module) if len(seen) < 9 else None)
+        handle = register(model[0][layer], lambda module, *_: seen.append(module) if len(seen) < 9 else None)
         sparse = gs.sparsify(model, 0.5, inplace=True) if model is plain else model
         assert "aten.relu" in sees(sparse, IMAGES)
-        assert sparse[layer] in seen
+        assert sparse[0][layer] in seen
         with torch.no_grad():
             assert any("relu" in name for name in all_operators(sparse.eval(), IMAGES))
             handle.remove()
@@ -394,15 +398,20 @@ def test_a_sequential_with_its_own_forward_stays_what_it_is() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return self[2](self[1](self[0](input)) + 1)
 
-    assert type(gs.sparsify(Own(*Block()), 0.5)) is Own
+    class More(nn.Sequential):
+        def channels(self) -> int:
+            return self[0].out_channels
+
+    for kind in (Own, More):
+        assert type(gs.sparsify(kind(*Block()), 0.5)) is kind
     for last in (nn.ReLU6(), nn.Identity()):
         assert type(gs.sparsify(nn.Sequential(*list(Block())[:2], last), 0.5)) is nn.Sequential
 
 
 def test_a_saved_block_loads_with_its_relu(tmp_path: Path) -> None:
-    sparse = gs.sparsify(Block(), 0.5)
+    sparse = gs.sparsify(nn.Sequential(Block()), 0.5)
     gs.save(sparse, tmp_path / "model.safetensors")
-    fresh = gs.load(Block(), tmp_path / "model.safetensors")
+    fresh = gs.load(nn.Sequential(Block()), tmp_path / "model.safetensors")
     assert sees(fresh, IMAGES) == NATIVE
     torch.testing.assert_close(fresh(IMAGES), sparse(IMAGES))
 
@@ -412,8 +421,7 @@ def test_a_saved_block_loads_with_its_relu(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("training", [False, True])
 def test_compile_export_and_tracing_see_both(training: bool) -> None:
-    model = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()).train(training)
-    exchange_layers(model)
+    model = exchange_layers(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()).train(training))
     compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(X), copy.deepcopy(model)(X))
     exported = torch.export.export(model, (X,))

@@ -3,6 +3,7 @@
 from gossamer.layers.exchange import exchange_layers
 from gossamer.layers.norm import BatchNorm2d
 from gossamer.layers.pooling import AvgPool2d, MaxPool2d
+from gossamer.layers.rectified import RectifyingSequential
 from gossamer.layers.sparse_conv import SparseConv2d
 
-__all__ = ["AvgPool2d", "BatchNorm2d", "MaxPool2d", "SparseConv2d", "exchange_layers"]
+__all__ = ["AvgPool2d", "BatchNorm2d", "MaxPool2d", "RectifyingSequential", "SparseConv2d", "exchange_layers"]

@@ -6,25 +6,9 @@ from torch import nn
 
 from gossamer.layers.norm import BatchNorm2d
 from gossamer.layers.pooling import AvgPool2d, MaxPool2d
-from gossamer.layers.rectified import rectifies, rectifying
+from gossamer.layers.rectified import RectifyingSequential, rectifies
 
 __all__ = ["exchange_layers"]
-
-
-def exchange_layers(model: nn.Module) -> None:
-    """Put the classes of this package in the places of PyTorch's inside `model`; subclasses stay what they are.
-
-    The new layers share parameters, buffers and hooks with the old ones. An `nn.Sequential`, and subclasses with its
-    forward, in which a ReLU follows a batch normalisation get a class that computes them at once.
-    """
-    made: dict[nn.Module, nn.Module] = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is not None and type(child) in _EXCHANGED:
-                parent._modules[name] = made.setdefault(child, _like(child))
-        if type(parent).forward is nn.Sequential.forward and rectifies(parent):
-            parent.__class__ = rectifying(type(parent))
-
 
 _EXCHANGED: dict[type[nn.Module], type[nn.Module]] = {
     nn.MaxPool2d: MaxPool2d,
@@ -33,8 +17,31 @@ _EXCHANGED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def _like(layer: nn.Module) -> nn.Module:
-    kind = _EXCHANGED[type(layer)]
+def exchange_layers(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """Put the classes of this package in the places of PyTorch's inside `model`; returns it.
+
+    The new layers share parameters, buffers, hooks and children with the old ones. Subclasses stay what they are, but for an
+    `nn.Sequential` in which a ReLU follows a batch normalisation, and subclasses that only build one: those become a
+    `RectifyingSequential`. The root itself may be one, and what is returned another object, unless `inplace`.
+    """
+    made: dict[nn.Module, nn.Module] = {}
+
+    def exchanged(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+        return made.setdefault(module, _like(module, kind))
+
+    parents = list(model.modules())
+    for parent in parents:
+        for name, child in list(parent._modules.items()):
+            if child is not None and type(child) in _EXCHANGED:
+                parent._modules[name] = exchanged(child, _EXCHANGED[type(child)])
+    for parent in parents:
+        for name, child in list(parent._modules.items()):
+            if child is not None and rectifies(child):
+                parent._modules[name] = exchanged(child, RectifyingSequential)
+    return exchanged(model, RectifyingSequential) if rectifies(model) and not inplace else model
+
+
+def _like(layer: nn.Module, kind: type[nn.Module]) -> nn.Module:
     made = kind.__new__(kind)
     made.__dict__.update(layer.__dict__)
     return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise, zip_longest
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,12 @@ from gossamer.layers.norm import BatchNorm2d
 from gossamer.layers.planes import are_planes
 from gossamer.layers.sparse_conv import SparseConv2d
 
+_CONSTRUCTION = {"__init__", "__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__"}
+"""What a subclass may define that only builds its layers."""
 
-class _Rectifying(nn.Sequential):
-    """The forward of an `nn.Sequential` in which a native batch normalisation computes the `nn.ReLU` right after it too.
+
+class RectifyingSequential(nn.Sequential):
+    """An `nn.Sequential` in which a native batch normalisation computes the `nn.ReLU` right after it too.
 
     In evaluation it does so where nobody else can hold its input: in what a sparse convolution has just returned.
     Both modules stay in their places and know nothing of it. Each call looks anew whether they are what they were and
@@ -42,30 +44,17 @@ class _Rectifying(nn.Sequential):
             before = layer
         return input
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        (make, (kind, *arguments), *state) = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
-        return _made, (kind.__bases__[-1], make, *arguments), *state
 
-
-_RECTIFYING: dict[type[nn.Module], Any] = {}
-
-
-def rectifying(kind: type[nn.Module]) -> Any:
-    """The one subclass of `kind`, under the same name, that computes ReLUs as `_Rectifying` does."""
-    if kind not in _RECTIFYING:
-        names = {"__module__": kind.__module__, "__doc__": kind.__doc__}
-        _RECTIFYING[kind] = type(kind.__name__, (_Rectifying, kind), names)
-    return _RECTIFYING[kind]
-
-
-def _made(kind: type[nn.Sequential], make: Any, *arguments: Any) -> Any:
-    """What copies and pickles call: no module has the classes of `_rectifying` by name."""
-    return make(rectifying(kind), *arguments)
-
-
-def rectifies(layers: Any) -> bool:
-    """Whether a ReLU follows one of our batch normalisations."""
-    return any(type(layer) is BatchNorm2d and type(after) is nn.ReLU for layer, after in pairwise(layers))
+def rectifies(layers: nn.Module) -> bool:
+    """Whether `layers` is a plain `nn.Sequential`, or a subclass that only builds one, in which a ReLU follows one of our batch
+    normalisations."""
+    kind = type(layers)
+    if not issubclass(kind, nn.Sequential):
+        return False
+    added = {name for base in kind.__mro__[: kind.__mro__.index(nn.Sequential)] for name in vars(base)}
+    return added <= _CONSTRUCTION and any(
+        type(layer) is BatchNorm2d and type(after) is nn.ReLU for layer, after in pairwise(layers._modules.values())
+    )
 
 
 def _is_bare(layer: nn.Module) -> bool:

@@ -82,7 +82,7 @@ def sparsify(
         model = made[layers[""]]
     else:
         _replace(model, made)
-        exchange_layers(model)
+        model = exchange_layers(model, inplace)
     patterns = {name: made[conv].connectivity for name, conv in layers.items()}
     model.sparsified = Sparsified(  # type: ignore[assignment]
         float(density),
