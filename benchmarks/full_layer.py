@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import platform
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from gossamer import Connectivity, SparseConv2d, models
 from gossamer.kernels import cpu
+from gossamer.timing import take_turns
 
 Step = Callable[[], None]
 
@@ -56,20 +55,6 @@ def training_step(model: nn.Module, images: Tensor, amp: bool, grad: bool) -> St
     return step
 
 
-def fastest(steps: list[Step], seconds: float) -> list[float]:
-    """CPU milliseconds of each step's fastest run, all taking turns."""
-    for step in steps:
-        step()
-    best, rounds, start = [math.inf] * len(steps), 0, time.process_time()
-    while rounds < 5 or time.process_time() - start < seconds:
-        for k, step in enumerate(steps):
-            begin = time.process_time()
-            step()
-            best[k] = min(best[k], 1e3 * (time.process_time() - begin))
-        rounds += 1
-    return best
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=128)
@@ -85,7 +70,7 @@ def main() -> None:
             steps = [
                 training_step(copy.deepcopy(m), images, precision == "bfloat16", grad) for m in (model, filled(model))
             ]
-            dense, full = fastest(steps, options.seconds)
+            dense, full = (1e3 * timing.cpu for timing in take_turns(steps, options.seconds / 2))
             print(f"{name:<24} {precision:<9} {dense:>10.2f} {full:>8.2f} {full / dense:>6.3f}", flush=True)
 
 

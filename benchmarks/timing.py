@@ -1,37 +1,20 @@
-"""What the benchmark scripts share: whose turn it is, which run counts, the machine's peak, and the line that names it all."""
+"""What the benchmark scripts share: the fastest run of each call, the machine's peak, and the line that names it all."""
 
 from __future__ import annotations
 
 import ctypes
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from gossamer.kernels import cpu
+from gossamer.timing import Call, take_turns
 from gossamer.training.folder import machine
-
-Call = Callable[[], object]
 
 
 def fastest(calls: Sequence[Call], seconds: float, in_a_row: int = 1) -> list[float]:
-    """Seconds of each call's fastest run: at least five, and as many as fit in `seconds` for each call.
-
-    The calls take turns, so that a busy machine is unfair to none of them. Two runs `in_a_row` keep apart runtimes with
-    threads of their own: an OpenMP team goes on spinning for milliseconds after its last work, and meets the next call.
-    """
-    for call in calls:
-        call()
-    best, runs, start = [math.inf] * len(calls), 0, time.perf_counter()
-    while runs < 5 or time.perf_counter() - start < seconds * len(calls):
-        for k, call in enumerate(calls):
-            for _ in range(in_a_row):
-                begin = time.perf_counter()
-                call()
-                best[k] = min(best[k], time.perf_counter() - begin)
-        runs += in_a_row
-    return best
+    """Seconds of each call's fastest run, all taking turns (`gossamer.timing`)."""
+    return [timing.best for timing in take_turns(calls, seconds, in_a_row=in_a_row)]
 
 
 def peak(seconds: float = 1.0) -> float:

@@ -6,11 +6,9 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
-from gossamer.cli.options import MODEL_HELP, Model, Numbers, Shape
+from gossamer.cli.options import Model, Numbers, Shape
 from gossamer.training.config import TrainConfig
 
 
@@ -21,7 +19,7 @@ class Count:
     Example: gossamer count inception_v3 --width 0.5 --divisor 8 --density 0.01 --pattern uniform --json
     """
 
-    model: Annotated[Model, tyro.conf.arg(help=MODEL_HELP)]
+    model: Model
     width: float = 1.0
     """Depth multiplier: the fraction of each layer's channels that is kept."""
     divisor: int = 1
@@ -63,7 +61,7 @@ class Symmetry:
     Example: gossamer symmetry mnist --densities 0.003,0.01,0.03,0.1,0.3,1
     """
 
-    model: Annotated[Model, tyro.conf.arg(help=MODEL_HELP)]
+    model: Model
     densities: Numbers = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     """Densities; 1 is the dense network."""
     input: Shape | None = None
@@ -96,7 +94,7 @@ class Bench:
     Example: gossamer bench vgg16n --densities 0.03,0.1,1 --batch 1 --threads 1,2
     """
 
-    model: Annotated[Model, tyro.conf.arg(help=MODEL_HELP)]
+    model: Model
     densities: Numbers = (0.03, 0.1)
     """Densities of the sparse networks."""
     threads: Numbers = ()

@@ -61,17 +61,20 @@ Words = Annotated[
 ]
 """Names with commas between them, in one word."""
 
-Model = tyro.conf.Positional[str]
-MODEL_HELP = (
-    "Network: mnist, cifar, vgg16, vgg16n, inception_v3, torchvision:NAME, timm:NAME or package.module:factory."
-)
+Model = Annotated[
+    tyro.conf.Positional[str],
+    tyro.conf.arg(
+        help="Network: mnist, cifar, vgg16, vgg16n, inception_v3, torchvision:NAME, timm:NAME or package.module:factory."
+    ),
+]
+"""The name of a network."""
 
 
 @dataclass(frozen=True)
 class Settings(TrainConfig):
     """Training settings."""
 
-    model: Annotated[Model, tyro.conf.arg(help=MODEL_HELP)] = "mnist"
+    model: Model = "mnist"
 
     def config(self) -> TrainConfig:
         """The same settings without what belongs to the command line."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +22,7 @@ from gossamer.kernels.native import conv
 from gossamer.layers import SparseConv2d
 from gossamer.surgery import sparsify
 from gossamer.surgery.thin import thin
+from gossamer.timing import take_turns
 
 __all__ = ["bench", "info", "network_calls", "show", "variants_of"]
 
@@ -217,18 +216,9 @@ def _path(layer: SparseConv2d, size: tuple[int, ...], train: bool, first: bool) 
 def _time(variants: dict[str, list[Callable[[], object]]], seconds: float) -> dict[str, float]:
     """Median milliseconds of each variant's fastest call, all calls taking turns."""
     calls = [(name, call) for name, several in variants.items() for call in several]
-    for _, call in calls:
-        call()
-    times: list[list[float]] = [[] for _ in calls]
-    start = time.perf_counter()
-    while len(times[0]) < 5 or time.perf_counter() - start < seconds * len(calls):
-        for (_, call), taken in zip(calls, times, strict=True):
-            begin = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - begin)
     best: dict[str, float] = {}
-    for (name, _), taken in zip(calls, times, strict=True):
-        best[name] = min(best.get(name, math.inf), 1e3 * statistics.median(taken))
+    for (name, _), timing in zip(calls, take_turns([call for _, call in calls], seconds), strict=True):
+        best[name] = min(best.get(name, math.inf), 1e3 * timing.median)
     return best
 
 

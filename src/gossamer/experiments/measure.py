@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import resource
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from gossamer.timing import take_turns
 
 SECONDS = 0.25
 """Each figure is the median of as many calls as fit in this time, three at least, after a warm-up call."""
@@ -68,15 +68,9 @@ def _step_seconds(model: nn.Module, images: Tensor) -> float:
 
 
 def _median_seconds(call: Callable[[], object], device: torch.device) -> float:
-    def once() -> float:
-        start = time.perf_counter()
+    def once() -> None:
         call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - start
 
-    once()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < SECONDS:
-        times.append(once())
-    return statistics.median(times)
+    return take_turns([once], SECONDS, least=3)[0].median

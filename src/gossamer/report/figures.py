@@ -10,6 +10,7 @@ from gossamer.experiments.results import Cost, Point, Row, curves, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LABELS = {"thin": "dense, thinned channels", "sparse": "sparse connections", "hybrid": "thinned and sparse"}
 COLOURS = {"thin": "#1f77b4", "sparse": "#d62728", "hybrid": "#2ca02c"}
@@ -44,11 +45,15 @@ def _draw(points: Sequence[Point], kinds: Sequence[Cost], stem: Path, title: str
     for index, kind in enumerate(kinds, start=1):
         _plot(figure.add_subplot(1, len(kinds), index), points, kind)
     figure.suptitle(title, fontsize=10)
+    return save(figure, stem)
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write the figure as `stem`.svg and `stem`.png, without the date, so that the same lines give the same files."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_suffix(suffix) for suffix in (".svg", ".png")]
+    files = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png")]
     for file in files:
-        dated = {"Date": None} if file.suffix == ".svg" else {}
-        figure.savefig(file, dpi=150, metadata=dated)
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else {})
     return files
 
 

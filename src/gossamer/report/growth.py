@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gossamer.experiments.results import Row, done, read
+from gossamer.report import figures, tables
 from gossamer.report import page as pages
-from gossamer.report import tables
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -281,11 +281,7 @@ def draw(rows: Sequence[Row], stem: Path, title: str) -> list[Path]:
         axes.grid(visible=True, linewidth=0.4)
     axes.legend(fontsize=7, loc="lower right")
     figure.suptitle(f"{title} (dots: growth; ring: full density; band: all rounds)", fontsize=10)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_suffix(suffix) for suffix in (".svg", ".png")]
-    for file in files:
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else {})
-    return files
+    return figures.save(figure, stem)
 
 
 def _colours(curves: Sequence[MeanCurve]) -> dict[str, str]:
