@@ -2,7 +2,7 @@
 
     python benchmarks/planes.py [--threads 1] [--seconds 1]
 
-Ours are the native operators at every size, also below the limits from which `gossamer.layers.planes` takes them. Where a
+Ours are the native operators at every size, also below the limits from which `gossamer.kernels.policy` takes them. Where a
 SparseConv2d stands first, it is the same for all sides and its time is in each of them.
 All take turns, and each figure is the fastest of many calls. Milliseconds of a forward pass in evaluation, without a
 gradient, and of a forward and backward pass in training.
@@ -18,7 +18,8 @@ from timing import fastest, header, keep_memory
 from torch import Tensor, nn
 
 import gossamer as gs
-from gossamer.layers import exchange_layers, planes
+from gossamer.kernels import policy
+from gossamer.layers import exchange_layers
 
 Layer = Callable[[Tensor], Tensor]
 Case = tuple[tuple[int, ...], nn.Module, nn.Module]
@@ -117,7 +118,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_memory()
-    planes.LEAST_POOLED = planes.LEAST_TRAINED = planes.LEAST_EVALUATED = 0  # what these limits rest on
+    policy.LEAST_POOLED = policy.LEAST_TRAINED = policy.LEAST_EVALUATED = 0  # what these limits rest on
     print(header(str(options.threads)), end="\n\n")
     print("| layer, input | pass | NCHW ms | channels-last ms | ours ms |\n| --- | --- | ---: | ---: | ---: |")
     for shape, theirs, ours in CASES:

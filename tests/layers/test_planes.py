@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gossamer as gs
 from gossamer.graph.tracing import trace
-from gossamer.layers import RectifyingSequential, exchange_layers, planes
+from gossamer.kernels import policy
+from gossamer.layers import RectifyingSequential, exchange_layers
 
 
 class Operators(TorchDispatchMode):
@@ -49,7 +50,7 @@ X = torch.randn(2, 8, 12, 15)
 def _small_inputs_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The native operators take small inputs as well, which would cost more than they save."""
     for name in ("LEAST_POOLED", "LEAST_TRAINED", "LEAST_EVALUATED"):
-        monkeypatch.setattr(planes, name, 0)
+        monkeypatch.setattr(policy, name, 0)
 
 
 def test_small_inputs_go_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 It saves neither time nor memory for activations, but it is always right, and where most connections live it is the
 fastest path. A grouped layer runs as PyTorch's grouped convolution. The functions share the arguments of the operators
-(`gossamer.kernels`).
+(`gossamer.kernels`); whatever the `path`, this is it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def sparse_conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int = 1,
+    path: str = "dense",
 ) -> Tensor:
     """input [n, c, h, w], weight [e, kh, kw] -> [n, o, oh, ow]."""
     format = layout(input)
@@ -40,6 +41,7 @@ def sparse_conv2d_input_grad(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int = 1,
+    path: str = "dense",
 ) -> Tensor:
     """grad_output [n, o, oh, ow], weight [e, kh, kw] -> [n, c, h, w]."""
     format = layout(grad_output)
@@ -59,6 +61,7 @@ def sparse_conv2d_weight_grad(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int = 1,
+    path: str = "dense",
 ) -> Tensor:
     """grad_output [n, o, oh, ow], input [n, c, h, w] -> [e, kh, kw]."""
     shape = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)

@@ -7,7 +7,8 @@ operators of their own.
 
 Letters: input [n, c, h, w], weight [e, kh, kw] (one kernel for each connection), indptr [o + 1] and indices [e] (CSR
 by output channel, int32), output [n, o, oh, ow]. Padding is symmetric and zero. `groups` only tells the dense backend
-that the pattern is block-diagonal. Section 3.2 and Algorithm 2 of the paper.
+that the pattern is block-diagonal; `path` is "native", "dense", "auto" or what `use_path` asks for (`policy`).
+Section 3.2 and Algorithm 2 of the paper.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _OPERATORS = ("sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight
 
 _library = torch.library.Library("gossamer", "DEF")
 _PATTERN = "Tensor indptr, Tensor indices"
-_GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, int groups=1"
+_GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, int groups=1, str path='asked'"
 _library.define(f"sparse_conv2d(Tensor input, Tensor weight, {_PATTERN}, {_GEOMETRY}) -> Tensor")
 _library.define(
     f"sparse_conv2d_input_grad(Tensor grad_output, Tensor weight, {_PATTERN}, SymInt[4] input_shape, {_GEOMETRY}) -> Tensor"
@@ -68,9 +69,10 @@ def _fake_forward(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int = 1,
+    path: str = policy.ASKED,
 ) -> Tensor:
     size = output_size(input.shape, weight.shape[1:], stride, padding, dilation)
-    native = policy.takes("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, groups)
+    native = policy.takes("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, groups, path)
     return _fake(input, (input.shape[0], indptr.shape[0] - 1, *size), native)
 
 
@@ -84,9 +86,10 @@ def _fake_input_grad(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int = 1,
+    path: str = policy.ASKED,
 ) -> Tensor:
     kernel = weight.shape[1:]
-    native = policy.takes("input_grad", grad_output, weight, input_shape, kernel, indptr, indices, groups)
+    native = policy.takes("input_grad", grad_output, weight, input_shape, kernel, indptr, indices, groups, path)
     return _fake(grad_output, input_shape, native)
 
 
@@ -113,7 +116,11 @@ torch.library.register_fake("gossamer::sparse_conv2d_weight_grad", _fake_weight_
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     first, second, indptr, indices, *rest = inputs
     ctx.save_for_backward(first, second, indptr, indices)
-    ctx.geometry = tuple(rest[-4:])
+    *geometry, path = rest[-5:]
+    ctx.geometry = (
+        *geometry,
+        policy.asked_path() if path == policy.ASKED else path,
+    )  # also for a backward outside of `use_path`
 
 
 def _backward_forward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -123,7 +130,7 @@ def _backward_forward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         for_input = sparse_conv2d_input_grad(grad, weight, *pattern, input.shape, *ctx.geometry)
     if ctx.needs_input_grad[1]:
         for_weight = sparse_conv2d_weight_grad(grad, input, *pattern, weight.shape[1:], *ctx.geometry)
-    return for_input, for_weight, *[None] * 6
+    return for_input, for_weight, *[None] * 7
 
 
 def _backward_input_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -133,7 +140,7 @@ def _backward_input_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         for_grad_output = sparse_conv2d(grad, weight, *pattern, *ctx.geometry)
     if ctx.needs_input_grad[1]:
         for_weight = sparse_conv2d_weight_grad(grad_output, grad, *pattern, weight.shape[1:], *ctx.geometry)
-    return for_grad_output, for_weight, *[None] * 7
+    return for_grad_output, for_weight, *[None] * 8
 
 
 def _backward_weight_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -143,7 +150,7 @@ def _backward_weight_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         for_grad_output = sparse_conv2d(input, grad, *pattern, *ctx.geometry)
     if ctx.needs_input_grad[1]:
         for_input = sparse_conv2d_input_grad(grad_output, grad, *pattern, input.shape, *ctx.geometry)
-    return for_grad_output, for_input, *[None] * 7
+    return for_grad_output, for_input, *[None] * 8
 
 
 for _name, _formula in (
@@ -175,8 +182,10 @@ def _cpu_precision(operator: Callable[..., Tensor], first: Tensor, second: Tenso
     if operator is not sparse_conv2d:
         return torch.promote_types(first.dtype, second.dtype)
     indptr, indices, _, *others = rest
-    connections, outputs, groups = indices.shape[0], indptr.shape[0] - 1, others[2] if len(others) > 2 else 1
-    path, _ = policy.choose_path("forward", first.shape, second.shape[1:], connections, outputs, groups)
+    groups = others[2] if len(others) > 2 else 1
+    asked = others[3] if len(others) > 3 else policy.ASKED
+    connections, outputs = indices.shape[0], indptr.shape[0] - 1
+    path, _ = policy.choose_path("forward", first.shape, second.shape[1:], connections, outputs, groups, asked)
     return torch.float32 if path == "native" else torch.get_autocast_dtype("cpu")
 
 

@@ -1,6 +1,8 @@
-"""Who computes a sparse convolution on the CPU: the native kernels, or PyTorch's dense convolution where that is faster.
+"""Who computes on the CPU: the native kernels, or PyTorch where that is faster.
 
-`choose_path` is the rule; `use_path` (or the environment variable GOSSAMER_PATH) overrides it.
+`choose_path` is the rule for sparse convolutions; `use_path` (or the environment variable GOSSAMER_PATH) overrides it. What
+was asked for when a convolution ran travels with it as the operators' argument `path`, so that its backward takes the same.
+The LEAST_... are from how many floats of input on native pooling and normalisation pay for their call.
 """
 
 from __future__ import annotations
@@ -18,8 +20,14 @@ LIMITS = {
 }
 """Density from which PyTorch's dense convolution is taken, by kernel size and pass (measured: docs/kernels-measured.md)."""
 
+# `python benchmarks/planes.py` measures them at any size. PyTorch's batch normalisation spends as much on a plane of 2x2 as on
+# one of several times that: planes count for 8 at least.
+LEAST_POOLED, LEAST_TRAINED, LEAST_EVALUATED = 1 << 14, 3 << 16, 6 << 16
+
 _PATHS = ("auto", "native", "dense")
 _path = os.environ.get("GOSSAMER_PATH", "auto")
+ASKED = "asked"
+"""What an operator's `path` is where the call leaves it to `use_path`."""
 
 if _path not in _PATHS:
     raise ImportError(f"GOSSAMER_PATH={_path} is not one of {', '.join(_PATHS)}")
@@ -53,10 +61,17 @@ def choose_path(
     connections: int,
     out_channels: int,
     groups: int = 1,
+    asked: str = ASKED,
 ) -> tuple[str, str]:
-    """("native" | "dense", why) for one float32 call of `operation`: "forward", "input_grad" or "weight_grad"."""
-    if _path != "auto":
-        return _path, "asked for"
+    """("native" | "dense", why) for one float32 call of `operation`: "forward", "input_grad" or "weight_grad".
+
+    `asked` is a path that this call itself asks for; ASKED leaves it to `use_path`. Raises ValueError for other words.
+    """
+    wanted = _path if asked == ASKED else asked
+    if wanted not in _PATHS:
+        raise ValueError(f"a path is one of {', '.join(_PATHS)}; {wanted!r} was given")
+    if wanted != "auto":
+        return wanted, "asked for"
     if input_shape[1] == 1:
         return "native", "one input channel"
     density = float(connections * groups / (input_shape[1] * out_channels))
@@ -75,9 +90,10 @@ def takes(
     indptr: Tensor,
     indices: Tensor,
     groups: int,
+    asked: str,
 ) -> bool:
     """Whether the native kernels compute this call of `operation`; the dense backend does otherwise."""
     if first.device.type != "cpu" or first.dtype != torch.float32 or second.dtype != torch.float32:
         return False
-    path, _ = choose_path(operation, input_shape, kernel_size, indices.shape[0], indptr.shape[0] - 1, groups)
+    path, _ = choose_path(operation, input_shape, kernel_size, indices.shape[0], indptr.shape[0] - 1, groups, asked)
     return path == "native"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gossamer.kernels import policy
 from gossamer.kernels.native import norm
-from gossamer.layers import planes
 from gossamer.layers.planes import are_planes, is_plain
 
 
@@ -19,7 +19,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def _native(self, input: Tensor, relu: bool = False) -> Tensor | None:
         """The output, after a ReLU if asked for; none where it is PyTorch that computes."""
-        if not self.training or not are_planes(input, planes.LEAST_TRAINED, 8):
+        if not self.training or not are_planes(input, policy.LEAST_TRAINED, 8):
             return None
         vectors = (self.weight, self.bias, self.running_mean, self.running_var)
         count = input.numel() // input.shape[1]
@@ -31,7 +31,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def _in_place(self, input: Tensor) -> bool:
         """Whether the results of an evaluation, after a ReLU, were written over `input`."""
-        if self.training or torch.is_grad_enabled() or not are_planes(input, planes.LEAST_EVALUATED):
+        if self.training or torch.is_grad_enabled() or not are_planes(input, policy.LEAST_EVALUATED):
             return False
         weight, bias, mean, variance = vectors = (self.weight, self.bias, self.running_mean, self.running_var)
         if mean is None or variance is None or not all(_is_vector(v) for v in vectors):

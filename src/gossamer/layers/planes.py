@@ -13,10 +13,6 @@ from torch import Tensor, nn
 
 from gossamer.kernels import transformed
 
-# From how many floats of input on the native operators win (`python benchmarks/planes.py` measures them at any size).
-# PyTorch's batch normalisation spends as much on a plane of 2x2 as on one of several times that: planes count for 8 at least.
-LEAST_POOLED, LEAST_TRAINED, LEAST_EVALUATED = 1 << 14, 3 << 16, 6 << 16
-
 
 def are_planes(input: Tensor, least: int, plane: int = 1) -> bool:
     """Contiguous float32 [n, c, h, w] on the CPU of `least` floats or more, where a plane counts for `plane` at least, computed

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from gossamer.kernels import policy
 from gossamer.kernels.native import pool
-from gossamer.layers import planes
 from gossamer.layers.planes import are_planes
 
 
@@ -35,7 +34,7 @@ class AvgPool2d(nn.AvgPool2d):
 
 def _window(layer: nn.MaxPool2d | nn.AvgPool2d, input: Tensor) -> tuple[int, int, int] | None:
     """(kernel, stride, padding) where a native operator can pool `input`."""
-    if not are_planes(input, planes.LEAST_POOLED):
+    if not are_planes(input, policy.LEAST_POOLED):
         return None
     kernel, stride, padding = (_one(value) for value in (layer.kernel_size, layer.stride, layer.padding))
     if kernel is None or stride is None or padding is None:

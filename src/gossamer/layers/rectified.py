@@ -7,7 +7,7 @@ from itertools import pairwise, zip_longest
 import torch
 from torch import Tensor, nn
 
-from gossamer.layers import planes
+from gossamer.kernels import policy
 from gossamer.layers.norm import BatchNorm2d
 from gossamer.layers.planes import are_planes
 from gossamer.layers.sparse_conv import SparseConv2d
@@ -36,7 +36,7 @@ class RectifyingSequential(nn.Sequential):
             output = None
             joint = layer if type(layer) is BatchNorm2d and type(after) is nn.ReLU else None
             # the size first, which costs least to ask: small networks have no time to lose
-            if joint and are_planes(input, planes.LEAST_TRAINED, 8) and _is_bare(layer) and _is_bare(after):
+            if joint and are_planes(input, policy.LEAST_TRAINED, 8) and _is_bare(layer) and _is_bare(after):
                 own = type(before) is SparseConv2d and _is_bare(before)
                 output = input if own and joint._in_place(input) else joint._native(input, relu=True)
             rectified = output is not None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gossamer.kernels import dense
 from gossamer.kernels.native.library import LIBRARY
-from gossamer.kernels.policy import takes
+from gossamer.kernels.policy import ASKED, takes
 
 __all__ = ["kernel_name", "register", "sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad"]
 
@@ -91,9 +91,10 @@ def sparse_conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int = 1,
+    path: str = ASKED,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d`, in native code for float32."""
-    if not takes("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, groups):
+    if not takes("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, groups, path):
         return dense.sparse_conv2d(input, weight, indptr, indices, stride, padding, dilation, groups)
     input, weight, indptr, indices = input.contiguous(), weight.contiguous(), indptr.contiguous(), indices.contiguous()
     conv = _conv(input.shape, weight.shape[1:], indptr, indices, stride, padding, dilation)
@@ -115,9 +116,10 @@ def sparse_conv2d_input_grad(
     padding: list[int],
     dilation: list[int],
     groups: int = 1,
+    path: str = ASKED,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d_input_grad`, in native code for float32."""
-    if not takes("input_grad", grad_output, weight, input_shape, weight.shape[1:], indptr, indices, groups):
+    if not takes("input_grad", grad_output, weight, input_shape, weight.shape[1:], indptr, indices, groups, path):
         return dense.sparse_conv2d_input_grad(
             grad_output, weight, indptr, indices, input_shape, stride, padding, dilation, groups
         )
@@ -142,9 +144,10 @@ def sparse_conv2d_weight_grad(
     padding: list[int],
     dilation: list[int],
     groups: int = 1,
+    path: str = ASKED,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d_weight_grad`, in native code for float32."""
-    if not takes("weight_grad", grad_output, input, input.shape, kernel_size, indptr, indices, groups):
+    if not takes("weight_grad", grad_output, input, input.shape, kernel_size, indptr, indices, groups, path):
         return dense.sparse_conv2d_weight_grad(
             grad_output, input, indptr, indices, kernel_size, stride, padding, dilation, groups
         )
