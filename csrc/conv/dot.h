@@ -17,52 +17,8 @@ struct Dot {
     int top, bottom;        // how many of the first and last rows of x are padding (fewer than a column's taps)
 };
 
-// The sums of N vectors' lanes; to[] has room for whole vectors.
-#if defined(__AVX512F__)
-template <int N>
-GS_INLINE vec sums_of(const vec* a) {
-    constexpr int pairs = (N + 1) / 2, fours = (N + 3) / 4, eights = (N + 7) / 8;
-    vec b[pairs], c[fours], e[eights];
-#pragma GCC unroll 8
-    for (int i = 0; i < pairs; i++) {
-        const vec x = a[2 * i], y = a[2 * i + 1 < N ? 2 * i + 1 : 2 * i];
-        b[i] = add(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < fours; i++) {
-        const vec x = b[2 * i], y = b[2 * i + 1 < pairs ? 2 * i + 1 : 2 * i];
-        c[i] = add(_mm512_shuffle_ps(x, y, 0x44), _mm512_shuffle_ps(x, y, 0xee));
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < eights; i++) {
-        const vec x = c[2 * i], y = c[2 * i + 1 < fours ? 2 * i + 1 : 2 * i];
-        e[i] = add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
-    }
-    const vec x = e[0], y = e[eights - 1];
-    return add(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
-}
-template <int N>
-GS_INLINE void sum_each(const vec* a, float* to) {
-    constexpr int now = N < kLanes ? N : kLanes;
-    store(to, sums_of<now>(a));
-    if constexpr (N > now) sum_each<N - now>(a + now, to + now);
-}
-#else
-template <int N>
-GS_INLINE void sum_each(const vec* a, float* to) {
-#pragma GCC unroll 32
-    for (int i = 0; i < N; i++) to[i] = sum(a[i]);
-}
-#endif
-
-// A row of the output gradient; the masked load is as fast as a plain one only where masks are registers.
-GS_INLINE vec load_gradient(const float* g, int lanes) {
-#if defined(__AVX512F__)
-    return load_first(g, lanes);
-#else
-    return lanes == kLanes ? load(g) : load_first(g, lanes);
-#endif
-}
+// A row of the output gradient.
+GS_INLINE vec load_gradient(const float* g, int lanes) { return kMasks || lanes < kLanes ? load_first(g, lanes) : load(g); }
 
 // Gradients that share an input vector, and taps at once: their sums, the gradients and the vector fill the registers.
 constexpr int kSharing = kRegisters == 32 ? 3 : 2, kDotTaps = kRegisters == 32 ? 9 : 6;

@@ -12,7 +12,7 @@ constexpr int kMaxRows = kLanes == 16 ? 16 : 4;  // of a tile one vector wide
 GS_INLINE i64 most_vectors(int column, i64 step) { return column == 1 ? 8 : column > 3 && step == 2 ? 1 : 2; }
 
 // The most rows of a tile that is `vectors` wide: its sums must stay in registers.
-GS_INLINE int most_rows(i64 vectors) {
+GS_INLINE constexpr int most_rows(i64 vectors) {
     if (kLanes < 16) return vectors <= 2 ? 4 : vectors <= 4 ? 2 : 1;
     return vectors == 1 ? 16 : vectors == 2 ? 12 : vectors <= 4 ? 6 : vectors <= 6 ? 4 : 3;
 }
@@ -213,32 +213,10 @@ TileFunction tile_of_size() {
         return tile<KH, W, S, R, V>;
 }
 
-template <int KH, int W, int S, int V>
+template <int KH, int W, int S, int V, int R = most_rows(V)>
 TileFunction tile_of_rows(int rows) {
-    switch (rows) {
-        case 1: return tile_of_size<KH, W, S, 1, V>();
-        case 2: return tile_of_size<KH, W, S, 2, V>();
-        case 3: return tile_of_size<KH, W, S, 3, V>();
-        case 4: return tile_of_size<KH, W, S, 4, V>();
-#if defined(__AVX512F__)
-        case 5: return tile_of_size<KH, W, S, 5, V>();
-        case 6: return tile_of_size<KH, W, S, 6, V>();
-        case 7: return tile_of_size<KH, W, S, 7, V>();
-        case 8: return tile_of_size<KH, W, S, 8, V>();
-        case 9: return tile_of_size<KH, W, S, 9, V>();
-        case 10: return tile_of_size<KH, W, S, 10, V>();
-        case 11: return tile_of_size<KH, W, S, 11, V>();
-        case 12: return tile_of_size<KH, W, S, 12, V>();
-#endif
-    }
-#if defined(__AVX512F__)
-    if constexpr (V == 1) switch (rows) {
-            case 13: return tile_of_size<KH, W, S, 13, V>();
-            case 14: return tile_of_size<KH, W, S, 14, V>();
-            case 15: return tile_of_size<KH, W, S, 15, V>();
-            case 16: return tile_of_size<KH, W, S, 16, V>();
-        }
-#endif
+    if (rows == R) return tile_of_size<KH, W, S, R, V>();
+    if constexpr (R > 1) return tile_of_rows<KH, W, S, V, R - 1>(rows);
     return nullptr;
 }
 
@@ -247,36 +225,15 @@ TileFunction tile_of(int rows, int vectors) {
     return vectors == 1 ? tile_of_rows<KH, W, S, 1>(rows) : tile_of_rows<KH, W, S, 2>(rows);
 }
 
-template <int V>
-TileFunction wide_tile(int rows) {
-    switch (rows) {
-        case 1: return single_tile<1, V>;
-#if defined(__AVX512F__)
-        case 2: return single_tile<2, V>;
-        case 3: return single_tile<3, V>;
-#else
-        case 2: if constexpr (V <= 4) return single_tile<2, V>;
-#endif
-    }
-#if defined(__AVX512F__)
-    if constexpr (V <= 6) if (rows == 4) return single_tile<4, V>;
-    if constexpr (V <= 4) {
-        if (rows == 5) return single_tile<5, V>;
-        if (rows == 6) return single_tile<6, V>;
-    }
-#endif
-    return nullptr;
-}
-
 // The tile for columns of `column` taps, whose rows step by one or two.
 TileFunction find_tile(int column, int columns, i64 step, int rows, int vectors) {
     if (column == 1) switch (vectors) {
-            case 3: return wide_tile<3>(rows);
-            case 4: return wide_tile<4>(rows);
-            case 5: return wide_tile<5>(rows);
-            case 6: return wide_tile<6>(rows);
-            case 7: return wide_tile<7>(rows);
-            case 8: return wide_tile<8>(rows);
+            case 3: return tile_of_rows<1, 1, 1, 3>(rows);
+            case 4: return tile_of_rows<1, 1, 1, 4>(rows);
+            case 5: return tile_of_rows<1, 1, 1, 5>(rows);
+            case 6: return tile_of_rows<1, 1, 1, 6>(rows);
+            case 7: return tile_of_rows<1, 1, 1, 7>(rows);
+            case 8: return tile_of_rows<1, 1, 1, 8>(rows);
             default: return tile_of<1, 1, 1>(rows, vectors);
         }
     if (column == 2) return tile_of<2, 1, 1>(rows, vectors);
