@@ -1,11 +1,12 @@
 # Two commands do everything on a machine with Python, a C++ compiler and a package index:
 #   make demo    set up, train both methods at several densities on the embedded digits, show a table and a report
 #   make test    set up, run the tests
+# and `make native` checks the native library in other ways than its users build it: sanitizers, 64-bit ARM under qemu, the wheel.
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := train,report,onnx,dev
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint native asan neon wheel clean
 
 setup: .venv/installed
 
@@ -26,6 +27,15 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+native: asan neon wheel
+
+asan neon: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset $@
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build --preset $@
+
+wheel: setup
+	tests/native/wheel.sh
 
 clean:
 	rm -rf .venv build

@@ -22,7 +22,7 @@ struct Choice {
     Choice() {
         const char* wanted = getenv("GOSSAMER_ISA");
         const bool any = !wanted || !*wanted;
-#define GOSSAMER_ISA(isa, supported)                                                        \
+#define GOSSAMER_ISA(isa, flags, supported)                                                 \
     if (supported) {                                                                        \
         if (*list) strcat(list, " ");                                                       \
         strcat(list, #isa);                                                                 \

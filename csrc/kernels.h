@@ -33,9 +33,9 @@ static inline int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64
     return room < 0 ? 0 : room / stride + 1;
 }
 
-#define GOSSAMER_ISA(name, supported)          \
-    extern const Kernels kernels_##name;     \
-    extern const PoolKernels pool_##name;    \
+#define GOSSAMER_ISA(name, flags, supported) \
+    extern const Kernels kernels_##name;      \
+    extern const PoolKernels pool_##name;     \
     extern const NormKernels norm_##name;
 #include "isa.inc"
 #undef GOSSAMER_ISA

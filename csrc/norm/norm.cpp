@@ -1,4 +1,4 @@
-// Batch normalisation of planes. Compiled once for each line of isa.inc, under the rules of sparse_conv.cpp: no STL,
+// Batch normalisation of planes. Compiled once for each line of isa.inc, under the rules of conv/conv.cpp: no STL,
 // everything in the anonymous namespace but the one table at the end.
 //
 // A channel belongs to one thread. Its floats come in pieces, which are summed in float32 and joined in float64.

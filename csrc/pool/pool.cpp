@@ -1,4 +1,4 @@
-// Max-pooling of planes. Compiled once for each line of isa.inc, under the rules of sparse_conv.cpp: no STL, everything in
+// Max-pooling of planes. Compiled once for each line of isa.inc, under the rules of conv/conv.cpp: no STL, everything in
 // the anonymous namespace but the one table at the end.
 //
 // Rows are first copied with -inf around them and split by stride phase: phase (a, b) of a plane holds every stride-th row

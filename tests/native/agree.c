@@ -1,4 +1,4 @@
-/* The library against loops written straight from the formula in gossamer.h, for machines without Python or PyTorch (tests/native/neon.sh).
+/* The library against loops written straight from the formula in gossamer.h, for machines without Python or PyTorch.
  * Prints the instruction set and the number of problems; exits with 1 at the first disagreement. */
 #include <math.h>
 #include <stdio.h>
