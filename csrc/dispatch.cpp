@@ -78,6 +78,20 @@ int check(const gossamer_norm* n) {
 
 int64_t weights(const gossamer_conv* c) { return c->indptr[c->out_channels] * c->kernel_h * c->kernel_w; }
 
+thread_local unsigned ran = 0;  // the kernels of the last convolution
+
+// Written anew for each call: valid until the thread's next one.
+const char* name_of(unsigned kernels) {
+    static const char* const names[] = {"rows", "rows, taps in columns", "rows run together", "images in lanes",
+                                        "images in lanes, by position", "stretches in lanes", "points"};
+    thread_local char text[160];
+    *text = 0;
+    for (int i = 0; i < 7; i++)
+        if (kernels & 1u << i) strcat(strcat(text, *text ? " and " : ""), names[i]);
+    if (kernels & kTogether) strcat(text, ", phases together");
+    return *text ? text : "none";
+}
+
 }  // namespace
 }  // namespace gossamer
 
@@ -98,7 +112,7 @@ int gossamer_forward(const gossamer_conv* c, const float* input, const float* we
     const int status = check(c);
     if (status || c->batch == 0) return status;
     if (!input || !output || (!weight && weights(c))) return GOSSAMER_NULL_POINTER;
-    return choice().chosen.kernels->forward(*c, input, weight, bias, relu != 0, output, threads);
+    return choice().chosen.kernels->forward(*c, input, weight, bias, relu != 0, output, threads, &ran);
 }
 
 int gossamer_input_grad(const gossamer_conv* c, const float* grad_output, const float* weight, float* grad_input,
@@ -106,7 +120,7 @@ int gossamer_input_grad(const gossamer_conv* c, const float* grad_output, const 
     const int status = check(c);
     if (status || c->batch == 0) return status;
     if (!grad_output || !grad_input || (!weight && weights(c))) return GOSSAMER_NULL_POINTER;
-    return choice().chosen.kernels->input_grad(*c, grad_output, weight, grad_input, threads);
+    return choice().chosen.kernels->input_grad(*c, grad_output, weight, grad_input, threads, &ran);
 }
 
 int gossamer_weight_grad(const gossamer_conv* c, const float* grad_output, const float* input, float* grad_weight,
@@ -119,7 +133,7 @@ int gossamer_weight_grad(const gossamer_conv* c, const float* grad_output, const
         return GOSSAMER_OK;
     }
     if (!grad_output || !input) return GOSSAMER_NULL_POINTER;
-    return choice().chosen.kernels->weight_grad(*c, grad_output, input, grad_weight, threads);
+    return choice().chosen.kernels->weight_grad(*c, grad_output, input, grad_weight, threads, &ran);
 }
 
 int gossamer_max_pool(const gossamer_pool* p, const float* input, float* output, uint8_t* index, int threads) {
@@ -165,9 +179,11 @@ int gossamer_normalise(const gossamer_norm* n, const float* mean, const float* v
     return GOSSAMER_OK;
 }
 
-const char* gossamer_kernel_name(const gossamer_conv* c, char pass) {
-    return check(c) ? "none" : choice().chosen.kernels->kernel_name(*c, pass);
+const char* gossamer_kernel_name(const gossamer_conv* c, char pass, int threads) {
+    return check(c) ? "none" : name_of(choice().chosen.kernels->planned(*c, pass, threads));
 }
+
+const char* gossamer_kernel_ran(void) { return name_of(ran); }
 
 const char* gossamer_status_text(int status) {
     switch (status) {

@@ -115,8 +115,12 @@ GOSSAMER_API const char* gossamer_isa(void);
 /* The instruction sets that this library holds and this machine can run, worst first, separated by spaces. */
 GOSSAMER_API const char* gossamer_isa_list(void);
 
-/* The kernel that a call would run, for people and benchmarks: for example "rows, taps in columns". pass is 'f', 'i' or 'w'. */
-GOSSAMER_API const char* gossamer_kernel_name(const gossamer_conv* conv, char pass);
+/* The kernel that a call would run, for people and benchmarks: for example "rows, taps in columns". pass is 'f', 'i' or 'w'.
+ * Where the phases of a strided input gradient differ, it names each. Valid until the calling thread asks again. */
+GOSSAMER_API const char* gossamer_kernel_name(const gossamer_conv* conv, char pass, int threads);
+
+/* The kernel that the calling thread's last convolution did run, in the same words. */
+GOSSAMER_API const char* gossamer_kernel_ran(void);
 
 /* Gives back the calling thread's scratch memory. Needed by no one; the next call takes it again. */
 GOSSAMER_API void gossamer_release_scratch(void);

@@ -5,12 +5,21 @@
 
 namespace gossamer {
 
+// What a convolution runs, as bits: the phases of an input gradient may differ.
+enum Kernel : unsigned {
+    kKernelRows = 1, kKernelColumns = 2, kKernelFlat = 4, kKernelBatch = 8, kKernelByPosition = 16, kKernelStretches = 32, kKernelPoints = 64,
+    kTogether = 128,  // phases from one copy of the source
+};
+
+// Each sets *ran to the kernels that it runs; planned() says without running which they would be. pass is 'f', 'i' or 'w'.
 struct Kernels {
     int (*forward)(const gossamer_conv&, const float* input, const float* weight, const float* bias, bool relu,
-                   float* output, int threads);
-    int (*input_grad)(const gossamer_conv&, const float* grad_output, const float* weight, float* grad_input, int threads);
-    int (*weight_grad)(const gossamer_conv&, const float* grad_output, const float* input, float* grad_weight, int threads);
-    const char* (*kernel_name)(const gossamer_conv&, char pass);
+                   float* output, int threads, unsigned* ran);
+    int (*input_grad)(const gossamer_conv&, const float* grad_output, const float* weight, float* grad_input, int threads,
+                      unsigned* ran);
+    int (*weight_grad)(const gossamer_conv&, const float* grad_output, const float* input, float* grad_weight, int threads,
+                       unsigned* ran);
+    unsigned (*planned)(const gossamer_conv&, char pass, int threads);
 };
 
 struct PoolKernels {

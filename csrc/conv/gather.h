@@ -1,21 +1,19 @@
 // Gather, driven over images, bands of rows and destination planes.
 #pragma once
 
-#include "base/parallel.h"
+#include "base/arena.h"
 #include "conv/plan.h"
 
 namespace gossamer {
 namespace {
 
-constexpr int kMaxPhases = 4;
-
 struct GatherRun {
     const Gather* g;       // [phases], which differ in their taps and destination places alone
     int phases;
     const Plan* plan;
-    const Column* column[kMaxPhases];  // [columns] of each phase; by position: [positions][columns]
+    Column* column[kMaxPhases];  // [columns] of each phase; by position: [positions][columns]
     i64* taps;             // by position: [positions], how many
-    const int32_t *from, *to;  // stretches: the places of a source plane's lanes, and of a destination plane's floats
+    int32_t *from, *to;   // stretches: the places of a source plane's lanes, and of a destination plane's floats
     float* work;          // [private ? threads : 1][planes]
     i64 work_floats;
     float* temporary;     // [threads][phases][temporary_floats]
@@ -91,7 +89,7 @@ void gather_plane(const GatherRun& run, int phase, const float* planes, i64 o, i
     t.entry = g.entry;
     t.weight = g.weight;
     t.kernel = g.kernel;
-    t.weight_step = g.column > 1 ? g.tap_weight[1] - g.tap_weight[0] : 0;
+    t.weight_step = g.column > 1 ? (g.down.count > 1 ? g.down.index_step * g.kernel_w : g.along.index_step) : 0;
     t.columns = g.columns;
     t.column = run.column[phase];
     t.to_pitch = to_pitch;
@@ -234,8 +232,9 @@ Column make_column(i64 source, i64 before, i64 weight) {
 void list_columns(const Gather& g, const Layout& l, Column* column) {
     i64 before = 0;
     for (int j = 0; j < g.columns; j++) {
-        const i64 source = tap_offset(l, g.step_y, g.step_x, g.tap_row[j], g.tap_col[j]);
-        *column++ = make_column(source, before, g.tap_weight[j * g.column]);
+        const Tap tap = column_tap(g, j);
+        const i64 source = tap_offset(l, g.step_y, g.step_x, tap.row, tap.col);
+        *column++ = make_column(source, before, tap.weight);
         before = source;
     }
 }
@@ -246,54 +245,48 @@ void list_taps(const Gather& g, const Layout& l, Column* column, i64* taps) {
         for (i64 x = 0; x < g.cols; x++, column += g.columns, taps++) {
             i64 before = *taps = 0;
             for (int j = 0; j < g.columns; j++) {
-                const i64 sy = y * g.step_y + g.tap_row[j], sx = x * g.step_x + g.tap_col[j];
+                const Tap tap = column_tap(g, j);
+                const i64 sy = y * g.step_y + tap.row, sx = x * g.step_x + tap.col;
                 if (sy < 0 || sy >= g.height || sx < 0 || sx >= g.width) continue;
                 const i64 source = sy * l.pitch + sx * l.inner;
-                column[(*taps)++] = make_column(source, before, g.tap_weight[j]);
+                column[(*taps)++] = make_column(source, before, tap.weight);
                 before = source;
             }
         }
 }
 
-i64 gather_scratch(const Gather* g, int phases, const Plan& p, int threads, GatherRun* run) {
-    run->g = g;
-    run->phases = phases;
-    run->plan = &p;
-    run->tasks = p.groups * p.bands;
-    run->alone = threads == 1 || run->tasks % threads == 0 || run->tasks >= 4 * threads;
-    run->work_floats = p.layout.plane * g->channels + kSlack;
-    run->temporary_floats = round_up(p.block * p.band * most(p.layout.pitch, round_up(g->cols, kLanes) * p.layout.inner) + kSlack, kLanes);
-    i64 columns = 0;
-    for (int i = 0; i < phases; i++) columns += g[i].columns;
-    const i64 lists = p.by_position ? g->rows * g->cols : 1;
-    return (run->alone ? threads : 1) * run->work_floats + threads * phases * run->temporary_floats + 2 * run->tasks +
-           lists * (columns * (i64)(sizeof(Column) / sizeof(float)) + 2) + 2 * kLanes +
-           (p.shape == kStretches ? p.layout.plane + g->rows * g->cols : 0);
+GatherRun lay_out_gather(const GatherPlan& plan, Arena* arena) {
+    const Gather& g = plan.g[0];
+    const Plan& p = plan.how;
+    GatherRun run = {};
+    run.g = plan.g;
+    run.phases = plan.phases;
+    run.plan = &p;
+    run.tasks = p.groups * p.bands;
+    run.alone = plan.threads == 1 || run.tasks % plan.threads == 0 || run.tasks >= 4 * plan.threads;
+    run.work_floats = p.layout.plane * g.channels + kSlack;
+    run.temporary_floats = round_up(p.block * p.band * most(p.layout.pitch, round_up(g.cols, kLanes) * p.layout.inner) + kSlack, kLanes);
+    run.work = arena->take<float>((run.alone ? plan.threads : 1) * run.work_floats);
+    run.temporary = arena->take<float>(plan.threads * plan.phases * run.temporary_floats);
+    run.counters = arena->take<i64>(run.tasks);
+    for (int i = 0; i < plan.phases; i++) run.column[i] = arena->take<Column>((p.by_position ? g.rows * g.cols : 1) * plan.g[i].columns);
+    if (p.by_position) run.taps = arena->take<i64>(g.rows * g.cols);
+    if (p.shape == kStretches) {
+        run.from = arena->take<int32_t>(p.layout.plane);
+        run.to = arena->take<int32_t>(g.rows * g.cols);
+    }
+    return run;
 }
 
-void gather(const Gather* g, const Plan& p, int threads, GatherRun* run, float* memory) {
-    run->work = memory;
-    run->temporary = run->work + (run->alone ? threads : 1) * run->work_floats;
-    run->counters = reinterpret_cast<i64*>(run->temporary + threads * run->phases * run->temporary_floats);
+void gather(const GatherPlan& plan, GatherRun* run) {
+    const Plan& p = plan.how;
     for (i64 i = 0; i < run->tasks; i++) run->counters[i] = 0;
-    Column* column = reinterpret_cast<Column*>(run->counters + run->tasks);
-    if (p.by_position) {
-        run->column[0] = column;
-        run->taps = reinterpret_cast<i64*>(column + g->rows * g->cols * g->columns);
-        list_taps(*g, p.layout, column, run->taps);
-    }
-    for (int i = 0; i < run->phases && !p.by_position; i++) {
-        run->column[i] = column;
-        list_columns(g[i], p.layout, column);
-        column += g[i].columns;
-    }
-    if (p.shape == kStretches) {
-        int32_t* from = reinterpret_cast<int32_t*>(column);
-        list_places(*g, p.stretches, from, from + p.layout.plane);
-        run->from = from;
-        run->to = from + p.layout.plane;
-    }
-    parallel(threads, gather_thread, run);
+    if (p.by_position)
+        list_taps(*plan.g, p.layout, run->column[0], run->taps);
+    else
+        for (int i = 0; i < plan.phases; i++) list_columns(plan.g[i], p.layout, run->column[i]);
+    if (p.shape == kStretches) list_places(*plan.g, p.stretches, run->from, run->to);
+    parallel(plan.threads, gather_thread, run);
 }
 
 }  // namespace

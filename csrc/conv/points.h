@@ -15,6 +15,8 @@ constexpr i64 kMaxTile = kMaxPoints * kLanes;
 
 struct PointsRun {
     const Gather* g;
+    int threads;
+    i64 connections;
     bool stream;              // destination planes are stored past the caches
     bool placed;              // sums go to planes of their own first
     float* destination;       // placed: those, [images][outputs][area]
@@ -25,6 +27,7 @@ struct PointsRun {
     i64 run;                  // positions that follow each other: those of an image or, if they are few, of all images
     i64 vectors, tiles;       // of positions in a run, and how many tiles share them
     i64 splits, tasks;        // tasks that share a tile, each with some of the outputs
+    float* copied;            // [connections * entry], where the weights do not lie in order
     const float* weight;      // of connection e: weight[e * entry]
     float *planes, *sums;     // [threads][channels][kMaxTile], [threads][outputs][kMaxTile]
     i64* counter;
@@ -119,7 +122,7 @@ Segment segment(const Gather& g, bool run_on, i64 p, i64 end) {
 
 // All channels at positions [begin, end), `tile` floats each.
 void points_copy(const Gather& g, i64 begin, i64 end, i64 tile, float* planes) {
-    const i64 row = g.tap_row[0], col = g.tap_col[0], area = g.height * g.width;
+    const i64 row = g.down.first, col = g.along.first, area = g.height * g.width;
     const bool same = g.step_y == 1 && g.step_x == 1 && row == 0 && col == 0 && g.rows == g.height && g.cols == g.width;
     for (i64 p = begin; p < end;) {
         const Segment s = segment(g, same, p, end);
@@ -222,33 +225,35 @@ void plan_block(PointsRun* run, i64 first, i64 images, int threads) {
     *run->counter = 0;
 }
 
-i64 points_scratch(const Gather& g, i64 connections, int threads, PointsRun* run) {
+PointsRun lay_out_points(const GatherPlan& plan, Arena* arena) {
+    const Gather& g = plan.g[0];
     const i64 area = g.rows * g.cols;
-    run->g = &g;
-    run->placed = g.dst_step_y != 1 || g.dst_step_x != 1;
-    run->stream = (g.zeros || !run->placed) && fits_streaming(g, g.dst_h * g.dst_w);
-    run->images = run->placed ? least(g.batch, most(divide_up(8 * kLanes, area), threads * kCacheFloats / (g.outputs * area))) : g.batch;
-    const i64 destination = run->placed ? run->images * g.outputs * area + threads * g.dst_h * g.dst_w : 0;
-    return destination + threads * (g.channels + g.outputs) * kMaxTile + connections * g.entry + 6 * kLanes;
+    PointsRun run = {};
+    run.g = &g;
+    run.threads = plan.threads;
+    run.connections = plan.connections;
+    run.placed = g.dst_step_y != 1 || g.dst_step_x != 1;
+    run.stream = (g.zeros || !run.placed) && fits_streaming(g, g.dst_h * g.dst_w);
+    run.images = run.placed ? least(g.batch, most(divide_up(8 * kLanes, area), run.threads * kCacheFloats / (g.outputs * area))) : g.batch;
+    run.planes = arena->take<float>(run.threads * g.channels * kMaxTile);
+    run.sums = arena->take<float>(run.threads * g.outputs * kMaxTile);
+    if (run.placed) run.destination = arena->take<float>(run.images * g.outputs * area);
+    if (run.placed && run.stream) run.whole = arena->take<float>(run.threads * g.dst_h * g.dst_w);
+    if (g.kernel > 1) run.copied = arena->take<float>(run.connections * g.entry);
+    run.counter = arena->take<i64>(1);
+    return run;
 }
 
-void run_points(const Gather& g, i64 connections, int threads, PointsRun* run, float* memory) {
-    const i64 area = g.rows * g.cols;
-    run->planes = memory;
-    run->sums = run->planes + threads * g.channels * kMaxTile;
-    run->destination = run->sums + threads * g.outputs * kMaxTile;
-    run->whole = run->destination + (run->placed ? round_up(run->images * g.outputs * area, kLanes) : 0);
-    float* weight = run->whole + (run->placed ? round_up(threads * g.dst_h * g.dst_w, kLanes) : 0);
-    if (!run->placed || !run->stream) run->whole = nullptr;
-    run->counter = reinterpret_cast<i64*>(weight + round_up(connections * g.entry, kLanes));
-    const bool in_order = !g.position && g.kernel == 1;
-    if (!in_order)
-        for (i64 e = 0; e < connections * g.entry; e += g.entry) weight[e] = g.weight[(g.position ? g.position[e] : e) * g.kernel + g.tap_weight[0]];
-    run->weight = in_order ? g.weight : weight;
+void run_points(PointsRun* run) {
+    const Gather& g = *run->g;
+    const i64 weight = tap_at(g, 0, 0).weight;
+    for (i64 e = 0; run->copied && e < run->connections * g.entry; e += g.entry)
+        run->copied[e] = g.weight[(g.position ? g.position[e] : e) * g.kernel + weight];
+    run->weight = run->copied ? run->copied : g.weight;
     for (i64 first = 0; first < g.batch; first += run->images) {
-        plan_block(run, first, least(run->images, g.batch - first), threads);
-        parallel(threads, points_thread, run);
-        if (run->placed) parallel(threads, place_planes, run);
+        plan_block(run, first, least(run->images, g.batch - first), run->threads);
+        parallel(run->threads, points_thread, run);
+        if (run->placed) parallel(run->threads, place_planes, run);
     }
 }
 

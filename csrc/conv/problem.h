@@ -1,11 +1,18 @@
 // The problem both the forward pass and the input gradient are cast into, and how each becomes one.
 #pragma once
 
-#include "base/arith.h"
+#include "base/arena.h"
 #include "kernels.h"
 
 namespace gossamer {
 namespace {
+
+// The kernel rows (or columns) of a gather, from the one with the least source offset on.
+struct Axis {
+    i64 count;
+    i64 first, step;        // source offset of the first, and from one to the next
+    i64 index, index_step;  // which row of the kernel
+};
 
 struct Gather {
     i64 batch, channels, height, width;  // source planes
@@ -24,10 +31,9 @@ struct Gather {
     bool relu;
     const float* src;
     float* dst;
-    // taps, as columns of `column` rows each that lie one source row apart (column = 1: any taps at all)
-    int column, columns;
-    int32_t *tap_row, *tap_col;          // [columns] source offset of each column's first tap
-    int32_t* tap_weight;                 // [columns * column]
+    Axis down, along;                    // its taps: every row with every column
+    i64 kernel_w;
+    int column, columns;                 // taps taken together, one source row (stretches: one place) apart, and how many such columns
 };
 
 // A transposed connection. One store writes both, which is half of what transposing takes.
@@ -39,17 +45,17 @@ struct Listener {
     };
 };
 
-// Where they lie in scratch memory: begin [in_channels + 1], then as many listeners as there are connections.
+// begin [in_channels + 1], and as many listeners as there are connections.
 struct Transposed {
     int32_t* begin;
     Listener* listeners;
 };
 
-i64 transposed_floats(const gossamer_conv& c) { return round_up(c.in_channels + 1, 2) + 2 * c.indptr[c.out_channels]; }
-
-Transposed transposed_at(const gossamer_conv& c, float* memory) {
-    int32_t* begin = reinterpret_cast<int32_t*>(memory);
-    return {begin, reinterpret_cast<Listener*>(begin + round_up(c.in_channels + 1, 2))};
+Transposed take_transposed(const gossamer_conv& c, Arena* arena) {
+    Transposed t;
+    t.begin = arena->take<int32_t>(c.in_channels + 1);
+    t.listeners = arena->take<Listener>(c.indptr[c.out_channels]);
+    return t;
 }
 
 // For each input channel the outputs that listen to it, in ascending order. Weights are read of kernels of one alone.
@@ -73,6 +79,36 @@ void transpose_connections(const gossamer_conv& c, const float* weight, const Tr
     begin[0] = 0;
 }
 
+// Whether the tile has columns of so many taps that lie `step` rows apart from one position to the next.
+bool has_column(i64 taps, i64 step) { return taps == 3 || taps == 5 || taps == 7 ? step == 1 || step == 2 : taps == 2 && step == 1; }
+
+// Whether the kernel's columns are such columns.
+bool joinable(const Gather& g) { return g.down.step == 1 && has_column(g.down.count, g.step_y); }
+
+void take_one_by_one(Gather* g) {
+    g->column = 1;
+    g->columns = (int)(g->down.count * g->along.count);
+}
+
+void take_in_columns(Gather* g) {
+    g->column = (int)g->down.count;
+    g->columns = (int)g->along.count;
+}
+
+struct Tap {
+    i64 row, col, weight;  // source offsets, and which of a connection's weights
+};
+
+Tap tap_at(const Gather& g, i64 i, i64 j) {
+    return {g.down.first + i * g.down.step, g.along.first + j * g.along.step,
+            (g.down.index + i * g.down.index_step) * g.kernel_w + g.along.index + j * g.along.index_step};
+}
+
+// The first tap of a column.
+Tap column_tap(const Gather& g, i64 column) {
+    return g.column > 1 ? tap_at(g, 0, column) : tap_at(g, column / g.along.count, column % g.along.count);
+}
+
 void describe_forward(const gossamer_conv& c, Gather* g) {
     g->batch = c.batch;
     g->channels = c.in_channels;
@@ -91,25 +127,24 @@ void describe_forward(const gossamer_conv& c, Gather* g) {
     g->position = nullptr;
     g->entry = 1;
     g->kernel = c.kernel_h * c.kernel_w;
+    g->kernel_w = c.kernel_w;
+    g->down = {c.kernel_h, -c.pad_h, c.dil_h, 0, 1};
+    g->along = {c.kernel_w, -c.pad_w, c.dil_w, 0, 1};
+    take_one_by_one(g);
 }
 
-// Whether the tile has columns of so many taps that lie `step` rows apart from one position to the next.
-bool has_column(i64 taps, i64 step) { return taps == 3 || taps == 5 || taps == 7 ? step == 1 || step == 2 : taps == 2 && step == 1; }
-
-// Taps in columns if `joined`, else one by one. The tap arrays have room for kernel entries.
-void forward_taps(const gossamer_conv& c, bool joined, Gather* g) {
-    g->column = joined ? (int)c.kernel_h : 1;
-    g->columns = 0;
-    for (i64 i = 0; i < (joined ? 1 : c.kernel_h); i++)
-        for (i64 j = 0; j < c.kernel_w; j++) {
-            g->tap_row[g->columns] = (int32_t)(i * c.dil_h - c.pad_h);
-            g->tap_col[g->columns] = (int32_t)(j * c.dil_w - c.pad_w);
-            for (i64 k = 0; k < g->column; k++) g->tap_weight[g->columns * g->column + k] = (int32_t)((i + k) * c.kernel_w + j);
-            g->columns++;
-        }
+// Those that reach a stride phase.
+Axis phase_axis(i64 kernel, i64 stride, i64 pad, i64 dilation, i64 phase) {
+    Axis a = {0, 0, 1, 0, -1};
+    for (i64 i = kernel - 1; i >= 0; i--) {
+        const i64 at = phase + pad - i * dilation, offset = floor_divide(at, stride);
+        if (modulo(at, stride)) continue;
+        if (a.count == 0) a.first = offset, a.index = i;
+        if (a.count == 1) a.step = offset - a.first, a.index_step = i - a.index;
+        a.count++;
+    }
+    return a;
 }
-
-bool forward_joined(const gossamer_conv& c) { return c.dil_h == 1 && has_column(c.kernel_h, c.stride_h); }
 
 void describe_input_grad(const gossamer_conv& c, i64 phase_y, i64 phase_x, Gather* g) {
     g->batch = c.batch;
@@ -130,18 +165,10 @@ void describe_input_grad(const gossamer_conv& c, i64 phase_y, i64 phase_x, Gathe
     g->kernel = c.kernel_h * c.kernel_w;
     g->bias = nullptr;
     g->relu = false;
-}
-
-// The kernel rows (or columns) that reach a stride phase, from the one with the least source offset on.
-i64 phase_taps(i64 kernel, i64 stride, i64 pad, i64 dilation, i64 phase, int32_t* offset, int32_t* index) {
-    i64 count = 0;
-    for (i64 i = kernel - 1; i >= 0; i--) {
-        const i64 at = phase + pad - i * dilation;
-        if (modulo(at, stride)) continue;
-        offset[count] = (int32_t)floor_divide(at, stride);
-        index[count++] = (int32_t)i;
-    }
-    return count;
+    g->kernel_w = c.kernel_w;
+    g->down = phase_axis(c.kernel_h, c.stride_h, c.pad_h, c.dil_h, phase_y);
+    g->along = phase_axis(c.kernel_w, c.stride_w, c.pad_w, c.dil_w, phase_x);
+    take_one_by_one(g);
 }
 
 i64 phases_reached(i64 kernel, i64 stride, i64 dilation) {
@@ -152,25 +179,6 @@ i64 phases_reached(i64 kernel, i64 stride, i64 dilation) {
         reached += any;
     }
     return reached;
-}
-
-// `lists` has room for 2 * (kernel_h + kernel_w) numbers.
-void input_grad_taps(const gossamer_conv& c, i64 phase_y, i64 phase_x, bool allow_joined, int32_t* lists, Gather* g) {
-    int32_t *row = lists, *row_index = row + c.kernel_h, *col = row_index + c.kernel_h, *col_index = col + c.kernel_w;
-    const i64 rows = phase_taps(c.kernel_h, c.stride_h, c.pad_h, c.dil_h, phase_y, row, row_index);
-    const i64 cols = phase_taps(c.kernel_w, c.stride_w, c.pad_w, c.dil_w, phase_x, col, col_index);
-    bool joined = allow_joined && has_column(rows, 1);
-    for (i64 i = 1; i < rows; i++) joined = joined && row[i] == row[i - 1] + 1;
-    g->column = joined ? (int)rows : 1;
-    g->columns = 0;
-    for (i64 i = 0; i < (joined ? 1 : rows); i++)
-        for (i64 j = 0; j < cols; j++) {
-            g->tap_row[g->columns] = row[i];
-            g->tap_col[g->columns] = col[j];
-            for (i64 k = 0; k < g->column; k++)
-                g->tap_weight[g->columns * g->column + k] = (int32_t)(row_index[i + k] * c.kernel_w + col_index[j]);
-            g->columns++;
-        }
 }
 
 int useful_threads(const gossamer_conv& c, int threads) {

@@ -21,15 +21,14 @@ struct Stretches {
 
 // Whether the taps are one column along rows or columns of the map; fills *s.
 bool find_stretches(const Gather& g, Stretches* s) {
-    const i64 taps = g.column * g.columns;
-    s->down = g.column > 1 || (g.columns > 1 && g.tap_row[1] != g.tap_row[0]);
+    const i64 taps = g.down.count * g.along.count;
+    s->down = g.down.count > 1;
     s->taps = taps;
-    s->first = s->down ? g.tap_row[0] : g.tap_col[0];
-    s->across = s->down ? g.tap_col[0] : g.tap_row[0];
+    s->first = s->down ? g.down.first : g.along.first;
+    s->across = s->down ? g.along.first : g.down.first;
     const bool in_order = g.step_y == 1 && g.step_x == 1 && g.dst_step_y == 1 && g.dst_step_x == 1;
-    if (kLanes < 16 || !in_order || !has_column(taps, 1) || (g.column > 1 && g.columns > 1)) return false;
-    for (int j = 0; j < g.columns; j++)
-        if (g.tap_row[j] != g.tap_row[0] + (s->down ? j : 0) || g.tap_col[j] != g.tap_col[0] + (s->down ? 0 : j)) return false;
+    if (kLanes < 16 || !in_order || !has_column(taps, 1)) return false;
+    if ((g.down.count > 1 && g.along.count > 1) || (s->down ? g.down : g.along).step != 1) return false;
     s->lines = s->down ? g.cols : g.rows;
     s->line = s->down ? g.rows : g.cols;
     const i64 size = s->down ? g.height : g.width, last = s->first + taps - 1;
@@ -39,9 +38,9 @@ bool find_stretches(const Gather& g, Stretches* s) {
     return true;
 }
 
-// The taps of the kernel, which were listed one by one, as one column.
-void join_taps(Gather* g) {
-    g->column = g->columns;
+// All taps as one column.
+void take_at_once(Gather* g) {
+    g->column = (int)(g->down.count * g->along.count);
     g->columns = 1;
 }
 
@@ -51,8 +50,8 @@ i64 stretch_vectors(const Stretches& s) { return s.length + s.taps - 1; }
 Layout stretch_layout(const Gather& g, const Stretches& s) {
     Layout l;
     l.inner = l.phases_y = l.phases_x = 1;
-    l.row_min = g.tap_row[0];
-    l.col_min = g.tap_col[0];
+    l.row_min = g.down.first;
+    l.col_min = g.along.first;
     l.rows = stretch_vectors(s);
     l.cols = l.pitch = kLanes;
     l.phase = l.plane = l.rows * kLanes;

@@ -20,16 +20,16 @@ struct WeightGrad {
     float* grad_weight;
     Layout in, out;       // one pitch; `out` has zeros where `in` has columns that are no position
     Shape shape;
-    i64 oh, ow, kernel;
+    i64 oh, ow, kernel, kernel_w;
     i64 band, bands, images, blocks;  // a block is `images` images (or image groups), one band
     i64 at_once;                      // of a block's images, those whose products are added up in registers
     i64 group;                        // images in one plane (batch shape)
     i64 near;                         // ends of a list whose planes stay in the cache
     int column, columns;
-    const i64* offset;
-    const int32_t* tap_weight;
+    i64* offset;                      // [columns]
     Lists lists;
-    const Listener* listeners;        // by channel, where taps come one by one, or NULL
+    bool by_channel;                  // where taps come one by one
+    const Listener* listeners;
     bool in_place;                    // the input itself is the planes (one tap, no padding, no stride)
     bool out_in_place;                // the output gradient itself is
     float *in_planes, *out_planes;    // [image of block][channel]
@@ -84,20 +84,18 @@ void weight_grad_columns(const WeightGrad& w, Dot d, i64 first, i64 last, bool f
         if (w.columns == KH) return weight_grad_square<KH, S / KH>(w, d, first, last, fresh);
     i64 at[S];
     float* to[S];
-    const int32_t* place[S];
     d.at = at;
     int count = 0;
     for (i64 e = first; e < last; e++)
         for (int j = 0; j < w.columns; j++) {
             at[count] = w.c->indices[e] * w.in.plane + w.offset[j];
-            to[count] = w.grad_weight + e * w.kernel;
-            place[count++] = w.tap_weight + j * KH;
+            to[count++] = w.grad_weight + e * w.kernel + j;
             if (count < S && (e + 1 < last || j + 1 < w.columns)) continue;
             dot_columns<KH>(d, count);
             for (int s = 0; s < count; s++)
                 for (int i = 0; i < KH; i++) {
                     const float sum = d.sums[s * KH + i];
-                    to[s][place[s][i]] = fresh ? sum : to[s][place[s][i]] + sum;
+                    to[s][i * w.kernel_w] = fresh ? sum : to[s][i * w.kernel_w] + sum;
                 }
             count = 0;
         }
@@ -198,7 +196,7 @@ i64 first_from(const Lists& s, i64 l, i64 wanted) {
 // lanes of each sum. One thread copies just these, so that it finds them in its cache; several copy more of them, because
 // they wait for each other after each block.
 void choose_images(i64 groups, int threads, WeightGrad* w) {
-    const i64 plane = w->listeners ? w->out.plane : w->in.plane;  // of the other ends
+    const i64 plane = w->by_channel ? w->out.plane : w->in.plane;  // of the other ends
     const i64 fit = kCacheFloats / (w->lists.ends * plane), many = divide_up(256 * kLanes, w->out.plane);
     w->at_once = w->bands > 1 ? 1 : least(groups, most(divide_up(32 * kLanes, w->out.plane), least(fit, many)));
     w->images = w->bands > 1 || threads == 1 ? w->at_once : least(round_up(groups, w->at_once), round_up(many, w->at_once));
@@ -237,7 +235,7 @@ void weight_grad_thread(void* argument, int thread, int threads) {
                         const i64 l = u / parts, part = u % parts;
                         const i64 from = first_from(s, l, end), count = first_from(s, l, end + w.near) - from;
                         const i64 first = from + count * part / parts, last = from + count * (part + 1) / parts;
-                        if (w.listeners)
+                        if (w.by_channel)
                             weight_grad_channel(w, x, g, l, first, last, now, rows, fresh);
                         else
                             weight_grad_row(w, x, g, l, first, last, now, y0, rows, fresh);
@@ -248,87 +246,92 @@ void weight_grad_thread(void* argument, int thread, int threads) {
     }
 }
 
-bool weight_grad_joined(const gossamer_conv& c) {
-    return c.stride_h == 1 && c.dil_h == 1 && (c.kernel_h == 3 || c.kernel_h == 5 || c.kernel_h == 7);
+// The layout is that of a forward pass's gather, which has no pointers here.
+GatherPlan plan_weight_grad(const gossamer_conv& c) {
+    GatherPlan p;
+    p.g[0].dst = nullptr;
+    describe_forward(c, p.g);
+    p.connections = c.indptr[c.out_channels];
+    plan_gather(&p, 1, true, false);
+    const bool joined = c.stride_h == 1 && c.dil_h == 1 && (c.kernel_h == 3 || c.kernel_h == 5 || c.kernel_h == 7);
+    if (joined && p.how.shape != kFlat) take_in_columns(p.g);
+    return p;
 }
 
-int weight_grad(const gossamer_conv& c, const float* grad_output, const float* input, float* grad_weight, int threads) {
-    threads = useful_threads(c, threads);
-    Gather g;
-    describe_forward(c, &g);
-    WeightGrad w;
+// The sizes of everything, and its pieces of memory.
+WeightGrad lay_out_weight_grad(const gossamer_conv& c, const GatherPlan& plan, int threads, Arena* arena, Transposed* transposed) {
+    const Gather& g = plan.g[0];
+    const Plan& p = plan.how;
+    WeightGrad w = {};
     w.c = &c;
-    w.grad_output = grad_output;
-    w.input = input;
-    w.grad_weight = grad_weight;
     w.oh = g.rows;
     w.ow = g.cols;
     w.kernel = g.kernel;
-    const i64 taps = round_up(5 * g.kernel + 2, kLanes) + kLanes;
-    const i64 tables = taps + (g.kernel > 1 ? round_up(transposed_floats(c), kLanes) : 0);
-    i64 floats = 0;
-    for (int pass = 0; pass < 2; pass++) {
-        float* memory = scratch(tables + floats);
-        if (!memory) return GOSSAMER_NO_MEMORY;
-        i64* offset = reinterpret_cast<i64*>(memory);
-        w.counter = offset + g.kernel;
-        g.tap_row = reinterpret_cast<int32_t*>(w.counter + 1);
-        g.tap_col = g.tap_row + g.kernel;
-        g.tap_weight = g.tap_col + g.kernel;
-        forward_taps(c, weight_grad_joined(c), &g);
-        Plan p = make_plan(g, 1, true);
-        if (p.shape == kFlat) forward_taps(c, false, &g);
-        const bool by_channel = g.kernel > 1 && g.column == 1;
-        w.listeners = nullptr;
-        w.lists = {c.indptr, c.indices, 1, c.out_channels, c.in_channels};
-        if (by_channel) {
-            const Transposed t = transposed_at(c, memory + taps);
-            if (pass == 1) transpose_connections(c, nullptr, t);
-            w.listeners = t.listeners;
-            w.lists = {t.begin, &t.listeners->output, sizeof(Listener) / sizeof(int32_t), c.in_channels, c.out_channels};
-        }
-        w.shape = p.shape;
-        w.group = p.shape == kBatch ? p.group : 1;
-        w.column = g.column;
-        w.columns = g.columns;
-        w.offset = offset;
-        w.tap_weight = g.tap_weight;
-        w.band = p.band;
-        w.bands = p.bands;
-        w.in = p.layout;
-        for (int j = 0; j < g.columns; j++) offset[j] = tap_offset(w.in, g.step_y, g.step_x, g.tap_row[j], g.tap_col[j]);
-        w.out = w.in;
-        w.out.row_min = w.out.col_min = 0;
-        w.out.phases_x = w.out.phases_y = 1;
-        w.out.rows = p.band;
-        if (p.shape == kBatch) {
-            w.out.cols = w.ow;
-            w.out.pitch = w.ow * w.out.inner;
-        }
-        w.out.phase = w.out.rows * w.out.pitch;
-        w.out.plane = round_up(w.out.phase, kLanes);
-        const bool plain = g.kernel == 1 && c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
-        // planes that do not begin on vectors are copied where they are read often
-        w.in_place = plain && (c.in_h * c.in_w % kLanes == 0 || c.indptr[c.out_channels] < 16 * c.in_channels);
-        if (!w.in_place) choose_images(divide_up(c.batch, w.group), threads, &w);
-        w.out_in_place = w.in_place || w.shape == kRows || g.kernel == 1;
-        if (w.out_in_place) {
-            w.out.pitch = w.ow;
-            w.out.plane = w.oh * w.ow;
-        }
-        if (w.in_place) {
-            offset[0] = 0;
-            w.shape = kFlat;
-            w.group = w.bands = 1;
-            w.band = w.oh;
-            w.in.plane = w.out.plane = c.in_h * c.in_w;
-            choose_images(c.batch, 1, &w);
-        }
-        w.in_planes = memory + tables;
-        w.out_planes = w.in_planes + w.images * c.in_channels * w.in.plane + kSlack;
-        floats = w.images * ((w.in_place ? 0 : c.in_channels * w.in.plane) + (w.out_in_place ? 0 : c.out_channels * w.out.plane)) + 2 * kSlack;
+    w.kernel_w = g.kernel_w;
+    w.offset = arena->take<i64>(g.columns);
+    w.counter = arena->take<i64>(1);
+    w.lists = {c.indptr, c.indices, 1, c.out_channels, c.in_channels};
+    if (g.kernel > 1 && g.column == 1) {
+        *transposed = take_transposed(c, arena);
+        w.listeners = transposed->listeners;
+        w.by_channel = true;
+        w.lists = {transposed->begin, reinterpret_cast<const int32_t*>(transposed->listeners), sizeof(Listener) / sizeof(int32_t), c.in_channels, c.out_channels};
     }
-    if (!w.in_place) fill_zero(w.out_planes - kSlack, kSlack);  // read past the input's last row, times zero
+    w.shape = p.shape;
+    w.group = p.shape == kBatch ? p.group : 1;
+    w.column = g.column;
+    w.columns = g.columns;
+    w.band = p.band;
+    w.bands = p.bands;
+    w.in = p.layout;
+    w.out = w.in;
+    w.out.row_min = w.out.col_min = 0;
+    w.out.phases_x = w.out.phases_y = 1;
+    w.out.rows = p.band;
+    if (p.shape == kBatch) {
+        w.out.cols = w.ow;
+        w.out.pitch = w.ow * w.out.inner;
+    }
+    w.out.phase = w.out.rows * w.out.pitch;
+    w.out.plane = round_up(w.out.phase, kLanes);
+    const bool plain = g.kernel == 1 && c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
+    // planes that do not begin on vectors are copied where they are read often
+    w.in_place = plain && (c.in_h * c.in_w % kLanes == 0 || c.indptr[c.out_channels] < 16 * c.in_channels);
+    if (!w.in_place) choose_images(divide_up(c.batch, w.group), threads, &w);
+    w.out_in_place = w.in_place || w.shape == kRows || g.kernel == 1;
+    if (w.out_in_place) {
+        w.out.pitch = w.ow;
+        w.out.plane = w.oh * w.ow;
+    }
+    if (w.in_place) {
+        w.shape = kFlat;
+        w.group = w.bands = 1;
+        w.band = w.oh;
+        w.in.plane = w.out.plane = c.in_h * c.in_w;
+        choose_images(c.batch, 1, &w);
+        return w;
+    }
+    w.in_planes = arena->take<float>(w.images * c.in_channels * w.in.plane + kSlack);
+    w.out_planes = arena->take<float>((w.out_in_place ? 0 : w.images * c.out_channels * w.out.plane) + kSlack);
+    return w;
+}
+
+int weight_grad(const gossamer_conv& c, const float* grad_output, const float* input, float* grad_weight, int threads, unsigned* ran) {
+    threads = useful_threads(c, threads);
+    const GatherPlan plan = plan_weight_grad(c);
+    WeightGrad w;
+    Transposed transposed;
+    if (!in_scratch([&](Arena* arena) { w = lay_out_weight_grad(c, plan, threads, arena, &transposed); }).memory) return GOSSAMER_NO_MEMORY;
+    w.grad_output = grad_output;
+    w.input = input;
+    w.grad_weight = grad_weight;
+    if (w.by_channel) transpose_connections(c, nullptr, transposed);
+    for (i64 j = 0; j < w.columns; j++) {
+        const Tap tap = column_tap(plan.g[0], j);
+        w.offset[j] = w.in_place ? 0 : tap_offset(w.in, c.stride_h, c.stride_w, tap.row, tap.col);
+    }
+    if (!w.in_place) fill_zero(w.in_planes + w.images * c.in_channels * w.in.plane, kSlack);  // read past the input's last row, times zero
+    *ran = kernel_of(plan);
     parallel(threads, weight_grad_thread, &w);
     return GOSSAMER_OK;
 }

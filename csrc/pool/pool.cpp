@@ -5,8 +5,7 @@
 // from a on and of it every stride-th column from b on. In that layout a tap of the window is one constant offset, whatever
 // the stride, and vectors hold neighbouring outputs. A piece of work is as many planes, or rows of one, as stay in the
 // level-1 cache.
-#include "base/arith.h"
-#include "base/parallel.h"
+#include "base/arena.h"
 #include "kernels.h"
 
 namespace gossamer {
@@ -140,13 +139,17 @@ void pool_piece(const Pool& p, i64 plane, i64 planes, i64 y0, const float* from,
 
 void pool_planes(void* argument, int thread, int threads) {
     Pool& p = *static_cast<Pool*>(argument);
-    float* work = scratch((p.phases * p.phases + 1) * p.phase);
-    if (!work) {
+    float *work, *first_taps;
+    const auto lay_out = [&](Arena* arena) {
+        work = arena->take<float>(p.phases * p.phases * p.phase);
+        first_taps = arena->take<float>(p.phase);
+    };
+    if (!in_scratch(lay_out).memory) {
         __atomic_store_n(&p.failed, true, __ATOMIC_RELAXED);
         return;
     }
     const i64 last = p.planes * (thread + 1) / threads;
-    float* first = p.index && p.padding ? work + p.phases * p.phases * p.phase : nullptr;
+    float* first = p.index && p.padding ? first_taps : nullptr;
     i64 first_y0 = -1;
     for (i64 plane = p.planes * thread / threads; plane < last; plane += p.group) {
         const i64 planes = least(p.group, last - plane);

@@ -35,8 +35,8 @@ _POINTER, _CONV = ctypes.c_void_p, ctypes.POINTER(_Conv)
 LIBRARY.gossamer_forward.argtypes = [_CONV, *[_POINTER] * 3, ctypes.c_int, _POINTER, ctypes.c_int]
 LIBRARY.gossamer_input_grad.argtypes = [_CONV, *[_POINTER] * 3, ctypes.c_int]
 LIBRARY.gossamer_weight_grad.argtypes = [_CONV, *[_POINTER] * 3, ctypes.c_int]
-LIBRARY.gossamer_kernel_name.argtypes = [_CONV, ctypes.c_char]
-LIBRARY.gossamer_kernel_name.restype = ctypes.c_char_p
+LIBRARY.gossamer_kernel_name.argtypes = [_CONV, ctypes.c_char, ctypes.c_int]
+LIBRARY.gossamer_kernel_name.restype = LIBRARY.gossamer_kernel_ran.restype = ctypes.c_char_p
 
 
 def kernel_name(
@@ -51,7 +51,7 @@ def kernel_name(
 ) -> str:
     """The native kernel that a call of `operation` runs, by how it lays out what it reads (docs/kernels.md)."""
     conv = _conv(torch.Size(input_shape), torch.Size(kernel_size), indptr, indices, [*stride], [*padding], [*dilation])
-    name: bytes = LIBRARY.gossamer_kernel_name(conv, operation[0].encode())
+    name: bytes = LIBRARY.gossamer_kernel_name(conv, operation[0].encode(), torch.get_num_threads())
     return name.decode()
 
 
