@@ -109,7 +109,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Con
             )
             state[f"{prefix}indptr"] = torch.tensor(c.indptr)
             state[f"{prefix}indices"] = torch.tensor(c.indices)
-            state[f"{prefix}_extra_state"] = torch.tensor([PATTERNS.index(pattern), seed, repaired])
+            state[f"{prefix}_extra_state"] = torch.tensor([list(PATTERNS).index(pattern), seed, repaired])
             patterns[name] = c
         return state, patterns
     except FileNotFoundError:

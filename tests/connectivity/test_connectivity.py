@@ -37,7 +37,7 @@ def test_uniform_gives_every_output_its_share(shape: tuple[int, int, int], densi
     assert c.fan_in.min() >= np.ceil(density * inputs / groups - 1e-9)
 
 
-@given(shapes(), DENSITIES, SEEDS, st.sampled_from(PATTERNS))
+@given(shapes(), DENSITIES, SEEDS, st.sampled_from(list(PATTERNS)))
 def test_no_channel_is_dead(shape: tuple[int, int, int], density: float, seed: int, pattern: str) -> None:
     inputs, outputs, groups = shape
     c = Connectivity.random(inputs, outputs, density, pattern=pattern, seed=seed, groups=groups)
@@ -52,7 +52,7 @@ def test_uniform_keeps_the_density_it_was_asked_for() -> None:
     assert 0.1 <= c.density < 0.11  # topping the short outputs up adds a little
 
 
-@given(CHANNELS, CHANNELS, DENSITIES, DENSITIES, SEEDS, st.sampled_from(PATTERNS))
+@given(CHANNELS, CHANNELS, DENSITIES, DENSITIES, SEEDS, st.sampled_from(list(PATTERNS)))
 def test_growth_is_nested(i: int, o: int, one: float, other: float, seed: int, pattern: str) -> None:
     low, high = sorted((one, other))
     small = Connectivity.random(i, o, low, pattern=pattern, seed=seed)
@@ -86,7 +86,7 @@ def test_uniform_growth_lowers_the_bar_on_the_same_scores() -> None:
     assert grown.connections - drawn.connections < 10  # repairs of the small pattern that the large one does not need
 
 
-@given(shapes(), DENSITIES, SEEDS, st.sampled_from(PATTERNS))
+@given(shapes(), DENSITIES, SEEDS, st.sampled_from(list(PATTERNS)))
 def test_transposing_twice_is_the_identity(
     shape: tuple[int, int, int], density: float, seed: int, pattern: str
 ) -> None:

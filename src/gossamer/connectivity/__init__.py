@@ -1,6 +1,6 @@
 """Which input channels each output channel listens to: the value (`connectivity`), and how random ones are drawn.
 
-A pattern is one file here (`balanced`, `uniform`) and one line of the value's table.
+A pattern is one file here (`balanced`, `uniform`) and one line of the table `PATTERNS`.
 """
 
 from gossamer.connectivity.connectivity import PATTERNS, Connectivity, check_density

@@ -10,7 +10,20 @@ _ATTEMPTS = 8  # choices of who gets the odd connections, before a block is decl
 _ROUNDS = 30  # rounds of random swaps; large sparse blocks need about ten
 
 
-def balanced(old: np.ndarray, goal: int, seed: int) -> np.ndarray:
+def balanced(old: np.ndarray, density: float, seed: int) -> tuple[np.ndarray, int]:
+    """Exactly round(density * possible) connections, but at least one for every channel; see `Pattern`.
+
+    One split for all groups, so that fan-ins differ by at most one over the whole layer.
+    """
+    groups, outputs, inputs = old.shape
+    asked = round(density * old.size)
+    goal = max(asked, max(outputs, inputs) * groups)
+    goals = [goal // groups + (g < goal % groups) for g in range(groups)]
+    new = np.stack([_grown(old[g], goals[g], derive(seed, f"group {g}")) for g in range(groups)])
+    return new, max(0, int(new.sum()) - asked)
+
+
+def _grown(old: np.ndarray, goal: int, seed: int) -> np.ndarray:
     """`goal` connections that contain the old ones, with fan-ins and fan-outs as level as can be.
 
     Row and column degrees are decided first, then paired at random; where more than half of the free places would be

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from gossamer.connectivity import balanced, uniform
-from gossamer.connectivity.hashing import derive
+from gossamer.connectivity.balanced import balanced
+from gossamer.connectivity.uniform import uniform
 
-PATTERNS = ("balanced", "uniform")
+Pattern = Callable[[np.ndarray, float, int], tuple[np.ndarray, int]]
+"""(old connections, density, seed) -> (old and new ones together, how many of them only keep a channel alive).
+
+Connections are boolean [groups, outputs, inputs], the channels being those of one group."""
+
+PATTERNS: dict[str, Pattern] = {"balanced": balanced, "uniform": uniform}
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,39 +194,30 @@ class Connectivity:
         Raises ValueError when the density is outside (0, 1] or below what exists.
         """
         check_density(density)
-        width, height = self.in_channels // self.groups, self.out_channels // self.groups
-        goals = None
-        if self.pattern == "balanced":
-            # One split for all groups, so that fan-ins differ by at most one over the whole layer.
-            goal = max(round(density * self.possible), max(width, height) * self.groups)
-            goals = [goal // self.groups + (g < goal % self.groups) for g in range(self.groups)]
         if round(density * self.possible) < self.connections and not self.repaired:
             raise ValueError(
                 f"cannot grow to density {density:g}: the pattern already has density {self.density:g} "
                 f"({self.connections} of {self.possible} connections)"
             )
-        old = self.mask()
-        new = old.copy()
-        repaired = 0
-        for g in range(self.groups):
-            block = np.s_[g * height : (g + 1) * height, g * width : (g + 1) * width]
-            seed = derive(self.seed, f"group {g}")
-            if goals is not None:
-                new[block] = balanced.balanced(old[block], goals[g], seed)
-            else:
-                new[block], added = uniform.uniform(old[block], density, seed)
-                repaired += added
-        if goals is not None:
-            repaired = max(0, int(new.sum()) - round(density * self.possible))
+        new, repaired = PATTERNS[self.pattern](self._by_group(), density, self.seed)
+        row, column = np.nonzero(new.reshape(self.out_channels, -1))
+        first = row // new.shape[1] * new.shape[2]  # input of the output's group
         return self.from_positions(
             self.in_channels,
             self.out_channels,
-            np.flatnonzero(new),
+            row * self.in_channels + first + column,
             groups=self.groups,
             pattern=self.pattern,
             seed=self.seed,
             repaired=repaired,
         )
+
+    def _by_group(self) -> np.ndarray:
+        """The possible connections, boolean [groups, outputs, inputs] with the channels of one group."""
+        width, height = self.in_channels // self.groups, self.out_channels // self.groups
+        there = np.zeros(self.possible, dtype=np.bool_)
+        there[self.rows * width + self.indices % width] = True
+        return there.reshape(self.groups, height, width)
 
     def drawn_like(self, other: Connectivity) -> Connectivity:
         """The same connections, to be grown the way `other` would be."""

@@ -6,14 +6,23 @@ import math
 
 import numpy as np
 
-from gossamer.connectivity.hashing import hashes
+from gossamer.connectivity.hashing import derive, hashes
 
 
 def uniform(old: np.ndarray, density: float, seed: int) -> tuple[np.ndarray, int]:
-    """The paper's pattern: connections whose score is below the density, and how many were added against death.
+    """Connections whose score is below the density; see `Pattern`.
 
     Every output keeps at least its ceil(density * inputs) lowest scores, every input at least its lowest.
     """
+    new = old.copy()
+    repaired = 0
+    for g in range(len(old)):
+        new[g], added = _grown(old[g], density, derive(seed, f"group {g}"))
+        repaired += added
+    return new, repaired
+
+
+def _grown(old: np.ndarray, density: float, seed: int) -> tuple[np.ndarray, int]:
     inputs = old.shape[1]
     scores = hashes(seed, old.size).reshape(old.shape)
     on = old | (density >= 1) | (scores < np.uint64(min(density * 2.0**64, 2.0**64 - 2048)))

@@ -220,11 +220,11 @@ class SparseConv2d(nn.Module):
     def get_extra_state(self) -> Tensor:
         """How the pattern was drawn: (pattern, seed, repaired), int64, so that growth goes on the same way."""
         pattern, seed, repaired = self._drawn
-        return torch.tensor([PATTERNS.index(pattern), seed, repaired])
+        return torch.tensor([list(PATTERNS).index(pattern), seed, repaired])
 
     def set_extra_state(self, state: Tensor) -> None:
         pattern, seed, repaired = (int(v) for v in state)
-        self._drawn = (PATTERNS[pattern], seed, repaired)
+        self._drawn = (list(PATTERNS)[pattern], seed, repaired)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Take over the pattern in the state dict before PyTorch compares shapes."""
