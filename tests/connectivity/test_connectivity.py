@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gossamer.connectivity import PATTERNS, Connectivity
@@ -56,7 +56,7 @@ def test_uniform_keeps_the_density_it_was_asked_for() -> None:
 def test_growth_is_nested(i: int, o: int, one: float, other: float, seed: int, pattern: str) -> None:
     low, high = sorted((one, other))
     small = Connectivity.random(i, o, low, pattern=pattern, seed=seed)
-    if small.connections > round(high * small.possible) and not small.repaired:
+    if small.connections > small.asked(high) and not small.repaired:
         with pytest.raises(ValueError, match="cannot grow"):
             small.grow(high)
         return
@@ -64,8 +64,8 @@ def test_growth_is_nested(i: int, o: int, one: float, other: float, seed: int, p
     assert not (small.mask() & ~large.mask()).any()
     assert large.pattern == pattern
     assert large.seed == seed
-    if pattern == "balanced":
-        assert large.connections == max(round(high * large.possible), small.connections, i, o)
+    if pattern == "balanced":  # exact up to a block: the rows of a few channels can be alike by chance
+        assert large.connections == max(small.asked(high), small.connections, i, o)
 
 
 @given(st.integers(16, 64), st.integers(16, 64), st.lists(st.floats(0.05, 1), min_size=3, max_size=3), SEEDS)

@@ -3,6 +3,6 @@
 A pattern is one file here (`balanced`, `uniform`) and one line of the table `PATTERNS`.
 """
 
-from gossamer.connectivity.connectivity import PATTERNS, Connectivity, check_density
+from gossamer.connectivity.connectivity import PATTERNS, Connectivity, best_block, check_density
 
-__all__ = ["PATTERNS", "Connectivity", "check_density"]
+__all__ = ["PATTERNS", "Connectivity", "best_block", "check_density"]

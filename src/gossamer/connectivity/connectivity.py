@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -99,18 +100,28 @@ class Connectivity:
         pattern: str = "balanced",
         seed: int = 0,
         groups: int = 1,
+        block: int | str = 1,
     ) -> Connectivity:
         """Random connections (section 3.2): a `density` in (0, 1] of those possible, the same for a seed everywhere.
 
         `balanced`: exactly round(density * possible) connections, but at least one for every channel; fan-ins differ
         by at most one, and so do fan-outs. `uniform` (the paper's): every connection gets a uniform score and is on
         when its score is below the density; outputs are topped up to ceil(density * inputs), and an input nobody
-        listens to gets one connection. Raises ValueError for a density outside (0, 1] or an unknown pattern.
+        listens to gets one connection.
+
+        `block` consecutive outputs of a group listen to the same inputs, for kernels that use each loaded vector so often:
+        what is drawn is (input, block) pairs, and all of the above holds for those. 1 is the paper's pattern; "auto" the
+        largest of 4, 2 and 1 that divides the outputs of a group and forces no connections that the density does not
+        ask for (see `best_block`).
+
+        Raises ValueError for a density outside (0, 1], an unknown pattern, and a block that does not divide the outputs of
+        a group or needs more density, as every input is heard by at least one block.
         """
         _check_channels(in_channels, out_channels, groups)
+        check_density(density)
         none = np.zeros(out_channels + 1, np.int32)
         empty = cls(in_channels, out_channels, none, none[:0], groups, pattern, seed)
-        return empty.grow(density)
+        return empty._grown(density, _checked_block(block, in_channels, out_channels, density, groups))
 
     @classmethod
     def from_mask(cls, mask: np.ndarray, groups: int = 1) -> Connectivity:
@@ -172,6 +183,22 @@ class Connectivity:
         mask[self.positions] = True
         return mask.reshape(self.out_channels, self.in_channels)
 
+    @cached_property
+    def block(self) -> int:
+        """How many consecutive outputs of a group listen to the same inputs: the largest number for which all do.
+
+        Derived from the rows, whoever made them. 1 for most patterns; all outputs of a group for a full pattern; 1 for an
+        empty one, which shares nothing.
+        """
+        if not self.connections:
+            return 1
+        fan_in, rows = self.fan_in, self.rows
+        before = np.arange(self.connections) - fan_in[rows]  # the same place in the row before, if that is as long
+        new = np.bincount(rows, weights=self.indices[before] != self.indices, minlength=self.out_channels) > 0
+        new[1:] |= fan_in[1:] != fan_in[:-1]
+        # Blocks end where a row differs from the one before: their size divides all of these places.
+        return int(np.gcd.reduce(np.append(np.flatnonzero(new), self.out_channels // self.groups)))
+
     # -- new values from this one -------------------------------------------------------------------------------------
 
     def transpose(self) -> Connectivity:
@@ -191,25 +218,69 @@ class Connectivity:
 
         `balanced` keeps fan-ins and fan-outs as even as the old connections allow: within one of each other, except
         where a tiny or uneven start leaves no such choice. `uniform` lowers the bar on the scores of the same seed.
+        Outputs that share their inputs go on sharing them: growth is in whole blocks (`block`).
         Raises ValueError when the density is outside (0, 1] or below what exists.
         """
+        return self._grown(density, self.block)
+
+    def _grown(self, density: float, block: int) -> Connectivity:
         check_density(density)
-        if round(density * self.possible) < self.connections and not self.repaired:
+        blocks = self.merged(block)
+        if round(density * blocks.possible) < blocks.connections and not self.repaired:
             raise ValueError(
                 f"cannot grow to density {density:g}: the pattern already has density {self.density:g} "
                 f"({self.connections} of {self.possible} connections)"
             )
-        new, repaired = PATTERNS[self.pattern](self._by_group(), density, self.seed)
-        row, column = np.nonzero(new.reshape(self.out_channels, -1))
+        new, repaired = PATTERNS[self.pattern](blocks._by_group(), density, self.seed)
+        row, column = np.nonzero(new.reshape(blocks.out_channels, -1))
         first = row // new.shape[1] * new.shape[2]  # input of the output's group
         return self.from_positions(
             self.in_channels,
-            self.out_channels,
+            blocks.out_channels,
             row * self.in_channels + first + column,
             groups=self.groups,
             pattern=self.pattern,
             seed=self.seed,
             repaired=repaired,
+        ).repeated(block)
+
+    def asked(self, density: float) -> int:
+        """How many connections a density asks of this pattern: the whole number of blocks that is nearest."""
+        return self.block * round(density * (self.possible // self.block))
+
+    def merged(self, block: int) -> Connectivity:
+        """Every `block` consecutive outputs, which must listen to the same inputs, as one output."""
+        if self.connections and self.block % block:
+            raise ValueError(f"{self!r} has no blocks of {block} outputs that share their inputs")
+        return replace(
+            self,
+            out_channels=self.out_channels // block,
+            indptr=np.concatenate([[0], np.cumsum(self.fan_in[::block])]),
+            indices=self.indices[self.rows % block == 0],
+            repaired=self.repaired // block,
+        )
+
+    def repeated(self, block: int) -> Connectivity:
+        """Every output as `block` consecutive ones that listen to the same inputs; the inverse of `merged`."""
+        fan_in = np.repeat(self.fan_in, block)
+        indptr = np.concatenate([[0], np.cumsum(fan_in)])
+        source = np.arange(indptr[-1]) + np.repeat(np.repeat(self.indptr[:-1], block) - indptr[:-1], fan_in)
+        return replace(
+            self,
+            out_channels=self.out_channels * block,
+            indptr=indptr,
+            indices=self.indices[source],
+            repaired=self.repaired * block,
+        )
+
+    def redrawn(
+        self, in_channels: int, out_channels: int, density: float, *, groups: int = 1, seed: int | None = None
+    ) -> Connectivity:
+        """Random connections among other channels, drawn the way these were: in as large a part of `block` as fits."""
+        block = best_block(in_channels, out_channels, density, groups, self.block)
+        seed = self.seed if seed is None else seed
+        return self.random(
+            in_channels, out_channels, density, pattern=self.pattern, seed=seed, groups=groups, block=block
         )
 
     def _by_group(self) -> np.ndarray:
@@ -241,9 +312,10 @@ class Connectivity:
 
     def __repr__(self) -> str:
         groups = f", groups={self.groups}" if self.groups > 1 else ""
+        block = f", block={self.block}" if self.block > 1 and self.density < 1 else ""
         return (
             f"Connectivity({self.in_channels} -> {self.out_channels}, {self.connections} connections, "
-            f"density {self.density:.4g}{groups})"
+            f"density {self.density:.4g}{groups}{block})"
         )
 
 
@@ -253,6 +325,39 @@ def check_density(density: float, what: str = "density") -> None:
         raise TypeError(f"{what} must be a number in (0, 1], got {type(density).__name__} {density!r}")
     if not (math.isfinite(density) and 0 < density <= 1):
         raise ValueError(f"{what} must be in (0, 1], got {density!r}")
+
+
+def best_block(in_channels: int, out_channels: int, density: float, groups: int = 1, most: int = 4) -> int:
+    """The largest divisor of `most` that divides the outputs of a group and forces no more connections than asked for.
+
+    An input that is heard at all costs a connection for each output of a block. So blocks of B outputs need a density
+    of B / outputs, lest an input is dead, or connections beyond it; outputs that need one each anyway allow them too.
+    """
+    return max(b for b in range(1, most + 1) if most % b == 0 and _fits(b, in_channels, out_channels, density, groups))
+
+
+def _fits(block: int, in_channels: int, out_channels: int, density: float, groups: int) -> bool:
+    asked = round(density * (in_channels * out_channels // groups // block))
+    divides = out_channels // groups % block == 0
+    return block == 1 or (divides and in_channels <= max(asked, out_channels // block))
+
+
+def _checked_block(block: int | str, *layer: Any) -> int:
+    """The block as a number, if it fits `layer`: in_channels, out_channels, density, groups."""
+    if block == "auto":
+        return best_block(*layer)
+    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
+        raise ValueError(f'block must be a positive integer or "auto", got {block!r}')
+    if not _fits(block, *layer):
+        _, outputs, density, groups = layer
+        nearest = max(b for b in range(1, block) if _fits(b, *layer))
+        if outputs // groups % block:
+            why = f"blocks of {block} do not divide {outputs // groups} outputs"
+        else:
+            least = block * groups / outputs
+            why = f"blocks of {block} need a density of at least {least:.4g}, lest an input is dead, got {density:g}"
+        raise ValueError(f"{why}; the largest below that fit are of {nearest}")
+    return block
 
 
 def _check_channels(in_channels: int, out_channels: int, groups: int) -> None:
