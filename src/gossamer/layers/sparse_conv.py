@@ -22,7 +22,7 @@ class SparseConv2d(nn.Module):
         out[n, o] = bias[o] + sum over the connections e of o:  in[n, indices[e]] * weight[e]
 
     The arguments are those of `nn.Conv2d`; the pattern is `connectivity`, or drawn at `density` (1: full) with
-    `pattern` and `seed`. `groups` restricts it to block-diagonal connections.
+    `pattern`, `seed` and `block` (see `Connectivity.random`). `groups` restricts it to block-diagonal connections.
 
     Shapes: input [n, in_channels, h, w] or [in_channels, h, w]; `weight` [e, kh, kw], one kernel for each connection
     in the order of the pattern; `bias` [out_channels]; buffers `indptr` [out_channels + 1] and `indices` [e], int32,
@@ -52,12 +52,13 @@ class SparseConv2d(nn.Module):
         density: float = 1.0,
         pattern: str = "balanced",
         seed: int = 0,
+        block: int | str = 1,
         connectivity: Connectivity | None = None,
     ) -> None:
         super().__init__()
         if connectivity is None:
             connectivity = Connectivity.random(
-                in_channels, out_channels, density, pattern=pattern, seed=seed, groups=groups
+                in_channels, out_channels, density, pattern=pattern, seed=seed, groups=groups, block=block
             )
         _check_fits(connectivity, in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups

@@ -22,8 +22,9 @@ from gossamer.layers import SparseConv2d
 def drop_filters(model: nn.Module, density: float, shape: tuple[int, int, int], seed: int = 0) -> nn.Module:
     """Keep ceil(sqrt(density) * outputs) filters of each sparse layer with one input channel, in place.
 
-    Sparse layers that listened to a dropped filter are drawn anew among the others, with as many connections as before
-    (or all there are). `shape` is that of an image.
+    Single filters, not blocks: the rule is about their number, and all share the one input anyway. Sparse layers that
+    listened to a dropped filter are drawn anew among the others, in their blocks, with as many connections as before (or
+    all there are). `shape` is that of an image.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, SparseConv2d) and layer.in_channels == 1:
@@ -45,9 +46,7 @@ def _avoid_dead_inputs(model: nn.Module, shape: tuple[int, int, int], seed: int)
         if isinstance(layer, SparseConv2d) and layer.groups == 1 and layer.connectivity.fan_out[~live].any():
             old = layer.connectivity
             among_live = min(1.0, old.connections / int(live.sum() * old.out_channels))
-            new = Connectivity.random(
-                int(live.sum()), old.out_channels, among_live, pattern=old.pattern, seed=derive(seed, call.name)
-            )
+            new = old.redrawn(int(live.sum()), old.out_channels, among_live, seed=derive(seed, call.name))
             mask = np.zeros((old.out_channels, old.in_channels), dtype=np.bool_)
             mask[:, live] = new.mask()
             _draw(layer, Connectivity.from_mask(mask))

@@ -1,6 +1,8 @@
 """Denser again while training (section 3.2.1), or elsewhere at the same density: what has been learnt is kept.
 
 Which connections are new: random ones, as in the paper, or those on which the loss depends most (`DenseGradients`).
+Outputs that share their inputs go on doing so: connections come and go in whole blocks (`Connectivity.block`), and a block
+counts as much as its kernels together.
 """
 
 from __future__ import annotations
@@ -101,13 +103,18 @@ def rewire(
     rewired = {}
     for name, layer in layers.items():
         c = layer.connectivity
-        strength = layer.weight.detach().flatten(1).norm(dim=1).double().numpy(force=True)
+        norms = layer.weight.detach().flatten(1).norm(dim=1).double().numpy(force=True)
         seed = derive(c.seed, "rewire")
-        missing = absent(c).positions
-        scores = hashes(seed, missing.size).astype(float) if gradients is None else gradients.scores(layer, name)
-        weak = _weakest(c, strength, min(round(fraction * c.connections), missing.size))
-        positions = np.concatenate([np.delete(c.positions, weak), _best(missing, scores, weak.size)])
-        rewired[name] = _chosen(c, positions, c.repaired, seed)
+        gaps = absent(c)
+        blocks, missing = c.merged(c.block), gaps.merged(c.block)
+        if gradients is None:
+            scores = hashes(seed, missing.connections).astype(float)
+        else:
+            scores = _by_block(gaps, c.block, gradients.scores(layer, name))
+        count = min(round(fraction * blocks.connections), missing.connections)
+        weak = _weakest(blocks, _by_block(c, c.block, norms), count)
+        kept, new = np.delete(blocks.positions, weak), _best(missing.positions, scores, weak.size)
+        rewired[name] = _chosen(blocks, np.concatenate([kept, new]), seed).repeated(c.block)
     for name, layer in layers.items():
         if rewired[name] != layer.connectivity:
             transplant(layer, rewired[name], optimizer, init)
@@ -131,14 +138,23 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseConv2d]:
 
 def _exceeds(c: Connectivity, density: float) -> bool:
     """Whether the pattern was drawn denser than that (what keeps channels alive comes on top)."""
-    return round(density * c.possible) < c.connections - c.repaired
+    return c.asked(density) < c.connections - c.repaired
 
 
 def _grow_best(c: Connectivity, density: float, scores: np.ndarray) -> Connectivity:
     """The old connections, and new ones of the highest scores up to the density."""
-    add = max(0, round(density * c.possible) - c.connections)
-    positions = np.concatenate([c.positions, _best(absent(c).positions, scores, add)])
-    return _chosen(c, positions, max(0, positions.size - round(density * c.possible)), c.seed)
+    blocks, gaps = c.merged(c.block), absent(c)
+    add = max(0, c.asked(density) - c.connections) // c.block
+    new = _best(gaps.merged(c.block).positions, _by_block(gaps, c.block, scores), add)
+    grown = _chosen(blocks, np.concatenate([blocks.positions, new]), c.seed).repeated(c.block)
+    return replace(grown, repaired=max(0, grown.connections - c.asked(density)))
+
+
+def _by_block(c: Connectivity, block: int, values: np.ndarray) -> np.ndarray:
+    """Sums of the connections' values over each block, in the order of the merged pattern's connections."""
+    blocks = c.merged(block)
+    place = blocks.indptr[c.rows // block] + np.arange(c.connections) - c.indptr[c.rows]
+    return np.bincount(place, weights=values, minlength=blocks.connections)
 
 
 def _weakest(c: Connectivity, strength: np.ndarray, count: int) -> np.ndarray:
@@ -156,10 +172,10 @@ def _best(positions: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
     return positions[np.argsort(-scores, kind="stable")[:count]]
 
 
-def _chosen(like: Connectivity, positions: np.ndarray, repaired: int, seed: int) -> Connectivity:
+def _chosen(like: Connectivity, positions: np.ndarray, seed: int) -> Connectivity:
     """A pattern that no random draw made; further random growth levels its fan-ins and fan-outs (`balanced`)."""
     c = Connectivity.from_positions(like.in_channels, like.out_channels, np.sort(positions), groups=like.groups)
-    return replace(c, pattern="balanced", seed=seed, repaired=repaired)
+    return replace(c, pattern="balanced", seed=seed, repaired=like.repaired)
 
 
 def _check_init(init: str) -> None:

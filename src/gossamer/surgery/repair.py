@@ -1,4 +1,7 @@
-"""Dead channels brought to life (the paper, section 5.1) by the fewest connections."""
+"""Dead channels brought to life (the paper, section 5.1) by the fewest connections.
+
+Outputs that share their inputs go on doing so: masks are of blocks, [out_channels / block, in_channels].
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ _PASSES = 10
 
 
 def repair(model: nn.Module, example_inputs: Inputs, inplace: bool = False) -> tuple[nn.Module, int]:
-    """Add to sparse layers the fewest connections, greedily, that bring every dead channel to life.
+    """Add to sparse layers the fewest connections, greedily, that bring every dead channel to life: whole blocks of
+    them where outputs share their inputs.
 
     Returns the model (a copy unless `inplace`) and how many connections were added; the new kernels start at zero, so
     the model computes what it did. Raises ValueError naming the layers that stay dead, because only dense layers or the
@@ -48,9 +52,10 @@ def _feed(model: nn.Module, example_inputs: Inputs) -> int:
         alive = graph.from_image[call.inputs]
         if call.connectivity is None or not alive.any():
             continue
-        mask = masks.setdefault(call.name, call.connectivity.mask())
+        blocks = call.connectivity.merged(call.connectivity.block)
+        mask = masks.setdefault(call.name, blocks.mask())
         for o in np.flatnonzero(~(mask & alive).any(1)):
-            i = _best(alive & _same_group(call.connectivity, o), mask.sum(0))
+            i = _best(alive & _same_group(blocks, o), mask.sum(0))
             if i is not None:
                 mask[o, i] = True
     return _install(model, masks)
@@ -62,12 +67,13 @@ def _use(model: nn.Module, example_inputs: Inputs) -> int:
     masks: dict[str, np.ndarray] = {}
     revived: set[int] = set()
     for call in reversed(list(graph.layers)):
-        alive = graph.to_prediction[call.outputs]
-        if call.connectivity is None or not alive.any():
+        if call.connectivity is None or not graph.to_prediction[call.outputs].any():
             continue
-        mask = masks.setdefault(call.name, call.connectivity.mask())
+        blocks = call.connectivity.merged(call.connectivity.block)
+        alive = graph.to_prediction[call.outputs].reshape(blocks.out_channels, -1).any(1)
+        mask = masks.setdefault(call.name, blocks.mask())
         for i in np.flatnonzero(~graph.to_prediction[call.inputs] & graph.from_image[call.inputs]):
-            o = _best(alive & _same_group(call.connectivity.transpose(), i), mask.sum(1))
+            o = _best(alive & _same_group(blocks.transpose(), i), mask.sum(1))
             if o is not None and int(call.inputs[i]) not in revived:
                 mask[o, i] = True
                 revived.add(int(call.inputs[i]))
@@ -84,13 +90,13 @@ def _best(allowed: np.ndarray, load: np.ndarray) -> int | None:
 
 
 def _install(model: nn.Module, masks: dict[str, np.ndarray]) -> int:
-    """Give layers the connections of these masks; returns how many are new."""
+    """Give layers the connections of these masks of blocks; returns how many are new."""
     added = 0
     for name, mask in masks.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, SparseConv2d)
         old = layer.connectivity
-        new = Connectivity.from_mask(mask, old.groups).drawn_like(old)
+        new = Connectivity.from_mask(mask, old.groups).repeated(old.block).drawn_like(old)
         if new != old:
             transplant(layer, new)
             added += new.connections - old.connections

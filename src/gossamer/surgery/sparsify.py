@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -29,10 +30,12 @@ class Sparsified:
     layers: dict[str, Connectivity]
 
     def __str__(self) -> str:
+        blocks = Counter(c.block for c in self.layers.values())
+        shared = ", ".join(f"{block} ({layers})" for block, layers in sorted(blocks.items(), reverse=True))
         return (
             f"{len(self.layers)} layers, {self.connections:,} of {self.possible:,} connections "
             f"(density {self.connections / self.possible:.4g}, asked {self.density:.4g}; {self.repaired:,} of them "
-            "keep a channel alive)"
+            f"keep a channel alive); blocks that share inputs (layers): {shared}"
         )
 
 
@@ -42,6 +45,7 @@ def sparsify(
     *,
     seed: int = 0,
     pattern: str = "balanced",
+    block: int | str = 1,
     allocation: str | Mapping[str, float] = "uniform",
     exclude: Iterable[str | type[nn.Module]] = (),
     keep_weights: bool = False,
@@ -54,27 +58,36 @@ def sparsify(
     costs connections at the lowest densities: `result.sparsified` says how many. Plain `nn.MaxPool2d`, `nn.AvgPool2d` and
     `nn.BatchNorm2d` become Gossamer's, which compute the same, faster.
 
+    With a `block` of 2 or 4, so many consecutive outputs of a layer listen to the same inputs, which the kernels compute
+    faster; "auto" takes for each layer the largest of 4, 2 and 1 that costs no connections (`Connectivity.random`).
+
     `allocation` spreads the density over the layers: `uniform` gives each the same; `erdos-renyi` gives layers with few
     channels more, at the same total; a mapping from regular expression to density names layers, the rest get `density`.
     The kept kernels are the model's own. They are scaled by sqrt(inputs / fan-in), so that a freshly initialised network
     stays so; with `keep_weights` they are left as trained.
 
-    Raises ValueError for a density that cannot be, a model without convolutions, or a layer that cannot be made sparse.
+    Raises ValueError for a density or block that cannot be, a model without convolutions, or a layer that cannot be made
+    sparse.
     """
     check_density(density)
     model = model if inplace else copy.deepcopy(model)
     layers = _convolutions(model, tuple(exclude))
-    densities = _allocate(layers, density, allocation)
+    densities = _allocate(layers, density, allocation, block if isinstance(block, int) else 1)
     made: dict[nn.Module, SparseConv2d] = {}
     for name, conv in layers.items():
-        c = Connectivity.random(
-            conv.in_channels,
-            conv.out_channels,
-            densities[name],
-            pattern=pattern,
-            seed=derive(seed, name),
-            groups=conv.groups,
-        )
+        try:
+            c = Connectivity.random(
+                conv.in_channels,
+                conv.out_channels,
+                densities[name],
+                pattern=pattern,
+                seed=derive(seed, name),
+                groups=conv.groups,
+                block=block,
+            )
+        except ValueError as error:
+            hint = '; block="auto" takes what fits each layer' if block not in (1, "auto") else ""
+            raise ValueError(f"cannot make {name!r} sparse: {error}{hint}") from error
         made[conv] = SparseConv2d.from_dense(conv, c)
         if not keep_weights:
             _rescale(made[conv], c)
@@ -132,7 +145,9 @@ def _matches(expression: str, name: str) -> bool:
     return expression == name or re.fullmatch(expression, name) is not None
 
 
-def _allocate(layers: dict[str, nn.Conv2d], density: float, allocation: str | Mapping[str, float]) -> dict[str, float]:
+def _allocate(
+    layers: dict[str, nn.Conv2d], density: float, allocation: str | Mapping[str, float], block: int
+) -> dict[str, float]:
     if isinstance(allocation, Mapping):
         densities = dict.fromkeys(layers, density)
         for expression, value in allocation.items():
@@ -145,17 +160,17 @@ def _allocate(layers: dict[str, nn.Conv2d], density: float, allocation: str | Ma
     if allocation == "uniform":
         return dict.fromkeys(layers, density)
     if allocation == "erdos-renyi":
-        return _erdos_renyi(layers, density)
+        return _erdos_renyi(layers, density, block)
     raise ValueError(f'allocation must be "uniform", "erdos-renyi" or a mapping, got {allocation!r}')
 
 
-def _erdos_renyi(layers: dict[str, nn.Conv2d], density: float) -> dict[str, float]:
+def _erdos_renyi(layers: dict[str, nn.Conv2d], density: float, block: int) -> dict[str, float]:
     """Density ~ (n_in + n_out) / (n_in * n_out), kept within what each layer allows, at the total asked for."""
     inputs, outputs = (
         np.array([getattr(c, f"{side}_channels") // c.groups for c in layers.values()]) for side in ("in", "out")
     )
     sizes = np.array([c.weight.numel() for c in layers.values()])
-    least = np.maximum(inputs, outputs) / (inputs * outputs)  # one connection for every channel
+    least = np.maximum(block * inputs, outputs) / (inputs * outputs)  # one block for every input
     nearest = float((least * sizes).sum() / sizes.sum())
     if nearest > density:
         raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gossamer.connectivity import Connectivity, check_density
+from gossamer.connectivity import check_density
 from gossamer.connectivity.hashing import derive
 from gossamer.graph.channels import CONSTANT, ChannelGraph, LayerCall, training_graph
 from gossamer.graph.tracing import Inputs
@@ -25,7 +25,7 @@ def thin(model: nn.Module, multiplier: float, example_inputs: Inputs | None = No
     channels and the classes stay, and so do fully connected layers that only lead to the classifier. A grouped
     convolution keeps its groups while each has two channels, a depthwise one stays depthwise. Weights are the leading ones of
     the model, scaled to the smaller fan-in, so that a fresh initialisation stays one. A sparse layer is drawn anew, at
-    its density.
+    its density and, as far as they fit, in its blocks.
 
     `example_inputs` is a tensor, a tuple of them, or one image's (channels, height, width); by default the model's
     `input_shape`. Raises ValueError naming the layer and the reason where a model cannot be followed or its code
@@ -216,7 +216,7 @@ def _shrink_layer(layer: nn.Module, name: str, call: LayerCall, plan: Plan) -> N
 def _redraw(layer: SparseConv2d, inputs: int, outputs: int, groups: int) -> None:
     old = layer.connectivity
     layer.in_channels, layer.out_channels, layer.groups = inputs, outputs, groups
-    new = Connectivity.random(inputs, outputs, old.density, pattern=old.pattern, seed=old.seed, groups=groups)
+    new = old.redrawn(inputs, outputs, old.density, groups=groups)
     layer.replace_connectivity(new, layer.weight.new_empty(new.connections, *layer.kernel_size))
     bias = layer.bias
     if bias is not None:
