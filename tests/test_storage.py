@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -71,6 +73,45 @@ def test_bytes_follow_the_density(tmp_path: Path) -> None:
     dense = 256 * 256 * 9 * 4
     assert sizes[0.1] < 1.06 * 0.1 * dense
     assert sizes[0.05] < 0.55 * sizes[0.1]
+
+
+def test_blocks_store_one_index_for_all_their_outputs(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    sizes = {}
+    for block in (1, 4):
+        layer = gs.SparseConv2d(128, 128, 1, density=0.1, block=block, bias=False)
+        gs.save(layer, path)
+        loaded = gs.load(gs.SparseConv2d(128, 128, 1, bias=False), path)
+        assert loaded.connectivity == layer.connectivity
+        assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in layer.state_dict().items())
+        with safe_open(path, "pt") as file:
+            sizes[block] = file.get_tensor("gaps").nbytes
+    assert sizes[4] < 0.27 * sizes[1]
+
+
+def test_files_from_before_blocks_are_read(tmp_path: Path) -> None:
+    layer = gs.SparseConv2d(8, 8, 3, density=0.5, block=4)
+    gs.save(layer, tmp_path / "new")
+    with safe_open(tmp_path / "new", "pt") as file:
+        header = json.loads(file.metadata()["gossamer"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    del header["patterns"][""]["block"]
+    tensors["gaps"] = torch.from_numpy(pack(layer.connectivity.positions))
+    save_file(tensors, tmp_path / "old", {"gossamer": json.dumps(header)})
+    loaded = gs.load(gs.SparseConv2d(8, 8, 3), tmp_path / "old")
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("block", [0, -4, 3, 16, "4", None, 1.5])
+def test_blocks_that_cannot_be_are_damage(block: object, tmp_path: Path) -> None:
+    gs.save(gs.SparseConv2d(8, 8, 3, density=0.5, block=4), tmp_path / "m")
+    with safe_open(tmp_path / "m", "pt") as file:
+        header = json.loads(file.metadata()["gossamer"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    header["patterns"][""]["block"] = block
+    save_file(tensors, tmp_path / "m", {"gossamer": json.dumps(header)})
+    with pytest.raises(ValueError, match="damaged"):
+        gs.load(gs.SparseConv2d(8, 8, 3), tmp_path / "m")
 
 
 @pytest.mark.parametrize("cut", [0, 4, 100, -1, -1000])

@@ -1,7 +1,8 @@
 """Models on disk: one safetensors file with packed weights and patterns, a size that grows with the density.
 
 A pattern is stored as the gaps between the flat positions of its connections, in one or two bytes each: 3-6% of the
-kernels of a 3x3 layer. Loading reads tensors and JSON, never code.
+kernels of a 3x3 layer. Outputs that share their inputs (`Connectivity.block`) share the gaps.
+Loading reads tensors and JSON, never code.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             tensors[name] = value.detach().cpu().contiguous()
     for name, layer in sparse.items():
         c = layer.connectivity
-        tensors[f"{name}.gaps".lstrip(".")] = torch.from_numpy(pack(c.positions))
+        tensors[f"{name}.gaps".lstrip(".")] = torch.from_numpy(pack(c.merged(c.block).positions))
         patterns[name] = {
             "channels": [c.in_channels, c.out_channels, c.groups],
             "connections": c.connections,
             "drawn": [c.pattern, c.seed, c.repaired],
-        }
+        } | ({"block": c.block} if c.block > 1 else {})
     header = json.dumps({"version": _VERSION, "patterns": patterns}, separators=(",", ":"), sort_keys=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
@@ -102,11 +104,13 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Con
         patterns = {}
         for name, entry in header["patterns"].items():
             prefix = f"{name}.".lstrip(".")
-            positions = unpack(state.pop(f"{prefix}gaps").numpy(), entry["connections"])
             (inputs, outputs, groups), (pattern, seed, repaired) = entry["channels"], entry["drawn"]
-            c = Connectivity.from_positions(
-                inputs, outputs, positions, groups=groups, pattern=pattern, seed=seed, repaired=repaired
-            )
+            block = entry.get("block", 1)  # outputs to a row of the stored pattern
+            if block < 1 or outputs % block or entry["connections"] % block:
+                raise ValueError(f"{path} has a damaged pattern: blocks of {block} among {outputs} outputs")
+            positions = unpack(state.pop(f"{prefix}gaps").numpy(), entry["connections"] // block)
+            rows = Connectivity.from_positions(inputs, outputs // block, positions, groups=groups)
+            c = replace(rows.repeated(block), pattern=pattern, seed=seed, repaired=repaired)
             state[f"{prefix}indptr"] = torch.tensor(c.indptr)
             state[f"{prefix}indices"] = torch.tensor(c.indices)
             state[f"{prefix}_extra_state"] = torch.tensor([list(PATTERNS).index(pattern), seed, repaired])
