@@ -75,6 +75,17 @@ def test_vgg() -> None:
     assert round(large.params / small.params, 1) == 6.9
 
 
+def test_vgg11_by_hand() -> None:
+    layers = (
+        *((3, 64, 32), (64, 128, 16), (128, 256, 8), (256, 256, 8)),
+        *((256, 512, 4), (512, 512, 4), (512, 512, 2), (512, 512, 2)),
+    )
+    cost = gs.count(gs.models.create("vgg11"))
+    assert cost.params == sum(9 * i * o for i, o, _ in layers) == 9_217_728
+    assert cost.madds == sum(9 * i * o * side**2 for i, o, side in layers) == 152_764_416
+    assert (cost.classifier_params, cost.biases) == (512 * 10, 10)
+
+
 def test_small_networks() -> None:
     mnist, cifar = gs.count(gs.models.create("mnist")), gs.count(gs.models.create("cifar"))
     assert (mnist.params, round(mnist.madds / 1e6, 2)) == (1_657_632, 12.27)

@@ -10,7 +10,7 @@ import gossamer as gs
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("mnist", 28), ("mnist", 8), ("cifar", 32), ("vgg16n", 32), ("inception_v3", 80)]
+    ("name", "size"), [("mnist", 28), ("mnist", 8), ("cifar", 32), ("vgg11", 32), ("vgg16n", 32), ("inception_v3", 80)]
 )
 def test_ours_run_and_train(name: str, size: int) -> None:
     model = gs.models.create(name, num_classes=5, image_size=size)

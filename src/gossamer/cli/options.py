@@ -64,7 +64,7 @@ Words = Annotated[
 Model = Annotated[
     tyro.conf.Positional[str],
     tyro.conf.arg(
-        help="Network: mnist, cifar, vgg16, vgg16n, inception_v3, torchvision:NAME, timm:NAME or package.module:factory."
+        help="Network: mnist, cifar, vgg11, vgg16, vgg16n, inception_v3, torchvision:NAME, timm:NAME or package.module:factory."
     ),
 ]
 """The name of a network."""

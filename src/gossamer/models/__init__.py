@@ -10,13 +10,14 @@ from torch import nn
 
 from gossamer.models.inception import InceptionV3
 from gossamer.models.small import CIFARNet, MNISTNet
-from gossamer.models.vgg import VGG16, VGG16n
+from gossamer.models.vgg import VGG11, VGG16, VGG16n
 
-__all__ = ["VGG16", "CIFARNet", "InceptionV3", "MNISTNet", "VGG16n", "create", "names"]
+__all__ = ["VGG11", "VGG16", "CIFARNet", "InceptionV3", "MNISTNet", "VGG16n", "create", "names"]
 
 _OURS: dict[str, Callable[..., nn.Module]] = {
     "mnist": MNISTNet,
     "cifar": CIFARNet,
+    "vgg11": VGG11,
     "vgg16": VGG16,
     "vgg16n": VGG16n,
     "inception_v3": InceptionV3,
