@@ -79,6 +79,7 @@ def test_a_wrong_number_is_named() -> None:
 
 
 def test_an_impossible_density_says_what_is_possible() -> None:
+    assert "'auto'" in refusal("train", "mnist", "--out", "x", "--block", "3")
     assert "at most 1" in refusal("train", "mnist", "--out", "x", "--density", "3")
 
 
@@ -137,7 +138,7 @@ def test_train_evaluate_and_predict_one_network(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
     run, picture = tmp_path / "run", tmp_path / "digit.png"
-    options = ["--density", "0.2", "--epochs", "3", "--threads", "1", "--out", str(run)]
+    options = ["--density", "0.2", "--block", "auto", "--epochs", "3", "--threads", "1", "--out", str(run)]
     trained = gossamer("train", "mnist", "--data", "digits", *options)
     assert trained.returncode == 0, trained.stderr
     evaluated = gossamer("evaluate", str(run), "--json")
@@ -145,6 +146,7 @@ def test_train_evaluate_and_predict_one_network(tmp_path: Path) -> None:
     accuracy = json.loads(evaluated.stdout)["accuracy"]
     assert accuracy == json.loads((run / "result.json").read_text())["accuracy"]
     assert accuracy > 0.8
+    assert json.loads((run / "result.json").read_text())["config"]["block"] == "auto"
     digits = load_digits()
     Image.fromarray((digits.images[0] * 255 / 16).astype("uint8")).save(picture)
     predicted = gossamer("predict", str(run), str(picture), "--json")

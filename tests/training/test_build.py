@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -28,6 +30,14 @@ def test_the_seed_decides_weights_and_patterns() -> None:
     first, again, other = (build_model(replace(config, seed=seed), MNIST).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(first[name].shape != other[name].shape or not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("block", [4, "auto"])
+def test_outputs_share_inputs_in_blocks(block: Literal[4, "auto"]) -> None:
+    config = TrainConfig.from_dict(json.loads(json.dumps(TrainConfig(density=0.2, block=block).to_dict())))
+    layers = sparse_layers(build_model(config, MNIST))
+    assert len(layers) == 3
+    assert all(layer.connectivity.block % 4 == 0 for layer in layers)
 
 
 def test_thinned_then_sparsified() -> None:
@@ -69,3 +79,11 @@ def test_keeping_all_filters_is_the_default_and_colour_has_nothing_to_drop() -> 
     config = TrainConfig(model="cifar", density=0.1)
     keep, sqrt = (build_model(replace(config, first_layer=rule), colour) for rule in ("keep", "sqrt"))
     assert all(torch.equal(a, b) for a, b in zip(keep.parameters(), sqrt.parameters(), strict=True))
+
+
+def test_the_first_convolution_can_stay_whole() -> None:
+    colour = Description("c", tuple("0123456789"), (3, 32, 32), (0.0,) * 3, (1.0,) * 3)
+    model = build_model(TrainConfig(model="vgg11", density=0.05, block=4, first_layer="whole"), colour)
+    convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | gs.SparseConv2d)]
+    assert [type(m) for m in convolutions] == [torch.nn.Conv2d, *[gs.SparseConv2d] * 7]
+    assert all(layer.connectivity.block == 4 for layer in sparse_layers(model))

@@ -28,6 +28,8 @@ class Count:
     """Fraction of the connections between channels that is kept."""
     pattern: Literal["balanced", "uniform"] = "balanced"
     """How connections are drawn: equal fan-ins and fan-outs, or independently (the paper)."""
+    block: Literal[1, 2, 4, "auto"] = 1
+    """Consecutive outputs that share their inputs: 1 (the paper), 2, 4, or auto: in each layer what costs no connections."""
     seed: int = 0
     """Seed of the pattern."""
     input: Shape | None = None
@@ -44,6 +46,7 @@ class Count:
             divisor=self.divisor,
             density=self.density,
             pattern=self.pattern,
+            block=self.block,
             seed=self.seed,
         )
         cost = counted(config, self.input)
@@ -88,8 +91,8 @@ class Symmetry:
 class Bench:
     """Milliseconds of a network, by layer and in total: dense beside sparse beside thin at equal multiply-adds.
 
-    Also memory, and the path each sparse layer took and why. All variants take turns, so that a busy machine is unfair to
-    none; each figure is a median.
+    Also memory, and of each sparse layer its block of shared inputs, the path it took and why. All variants take turns,
+    so that a busy machine is unfair to none; each figure is a median.
 
     Example: gossamer bench vgg16n --densities 0.03,0.1,1 --batch 1 --threads 1,2
     """
@@ -97,6 +100,8 @@ class Bench:
     model: Model
     densities: Numbers = (0.03, 0.1)
     """Densities of the sparse networks."""
+    block: Literal[1, 2, 4, "auto"] = 1
+    """Consecutive outputs that share their inputs: 1 (the paper), 2, 4, or auto: in each layer what costs no connections."""
     threads: Numbers = ()
     """CPU threads, one table each; default: PyTorch's choice."""
     batch: int = 1
@@ -122,6 +127,7 @@ class Bench:
             model,
             shape,
             self.densities,
+            block=self.block,
             batch=self.batch,
             threads=[int(number) for number in self.threads],
             train=self.train,

@@ -45,6 +45,7 @@ def bench(
     input_shape: Shape,
     densities: Sequence[float],
     *,
+    block: int | str = 1,
     batch: int = 1,
     threads: Sequence[int] = (),
     train: bool = False,
@@ -56,7 +57,7 @@ def bench(
     `train` times forward and backward instead of the forward pass alone. `seconds` is spent on each figure at least.
     Sparse variants are named by their density, thin ones (width sqrt(density), so equal multiply-adds) by their width.
     """
-    variants = variants_of(model, input_shape, densities)
+    variants = variants_of(model, input_shape, densities, block)
     before, results = torch.get_num_threads(), []
     try:
         for number in threads or (before,):
@@ -71,12 +72,14 @@ def bench(
     return {"batch": batch, "train": train, "input": list(input_shape), "variants": sizes, "runs": results} | info()
 
 
-def variants_of(model: nn.Module, input_shape: Shape, densities: Sequence[float]) -> dict[str, nn.Module]:
+def variants_of(
+    model: nn.Module, input_shape: Shape, densities: Sequence[float], block: int | str = 1
+) -> dict[str, nn.Module]:
     """The networks to compare by name: "dense", and for each density "sparse 0.1" and, at equal multiply-adds, "thin 0.32"."""
     variants: dict[str, nn.Module] = {"dense": model}
     for density in densities:
         if density < 1:
-            variants[f"sparse {density:g}"] = sparsify(model, density)
+            variants[f"sparse {density:g}"] = sparsify(model, density, block=block)
             variants[f"thin {math.sqrt(density):.2g}"] = thin(model, math.sqrt(density), input_shape)
     return variants
 
@@ -142,6 +145,7 @@ def _layers(
         progress(f"{torch.get_num_threads()} threads: layer {index + 1} of {len(shapes['dense'])}, {layer}")
         calls: dict[str, list[Callable[[], object]]] = {}
         paths: dict[str, str] = {}
+        blocks: dict[str, int] = {}
         for name, m in variants.items():
             if layer not in shapes[name]:
                 continue
@@ -149,11 +153,12 @@ def _layers(
             calls[name] = _layer_calls(module, size, train, index == 0)
             if isinstance(module, SparseConv2d):
                 paths[name] = _path(module, size, train, index == 0)
+                blocks[name] = module.connectivity.block
         conv = variants["dense"].get_submodule(layer)
         assert isinstance(conv, nn.Conv2d | SparseConv2d)
         kernel = "x".join(map(str, conv.kernel_size))
         text = f"{conv.in_channels}-{conv.out_channels} {kernel} /{conv.stride[0]} at {shape[1]}x{shape[2]}"
-        rows.append({"layer": layer, "shape": text, "ms": _time(calls, seconds), "path": paths})
+        rows.append({"layer": layer, "shape": text, "ms": _time(calls, seconds), "block": blocks, "path": paths})
     return rows
 
 
@@ -235,9 +240,9 @@ def show(result: dict[str, Any]) -> None:
     for run in result["runs"]:
         names = list(run["ms"])
         table = Table(title=f"{run['threads']} threads")
-        for column in ("layer", "shape", *names, "path of the sparse layer"):
+        for column in ("layer", "shape", *names, "block", "path of the sparse layer"):
             table.add_column(column, justify="left" if column in ("layer", "shape") else "right", overflow="fold")
-        for row in [*run["layers"], {"layer": "network", "shape": "", "ms": run["ms"], "path": {}}]:
+        for row in [*run["layers"], {"layer": "network", "shape": "", "ms": run["ms"], "block": {}, "path": {}}]:
             dense = row["ms"]["dense"]
             cells = [
                 f"{row['ms'][n]:.3g}" + ("" if n == "dense" else f" ({dense / row['ms'][n]:.1f}x)")
@@ -245,7 +250,8 @@ def show(result: dict[str, Any]) -> None:
                 else "-"
                 for n in names
             ]
-            table.add_row(row["layer"], row["shape"], *cells, "; ".join(dict.fromkeys(row["path"].values())))
+            shared = ", ".join(dict.fromkeys(map(str, row["block"].values())))
+            table.add_row(row["layer"], row["shape"], *cells, shared, "; ".join(dict.fromkeys(row["path"].values())))
         console.print(table)
     sizes = Table(title="size")
     for column in (

@@ -39,10 +39,23 @@ def build_model(config: TrainConfig, description: data.Description, *, grown: bo
     if config.grow_from is not None and config.grow_by == "channels":
         return narrow(model, density, description.image_shape)
     if density < 1:
-        model = sparsify(model, density, seed=config.seed, pattern=config.pattern, allocation=config.allocation)
+        whole = [_first_convolution(model)] if config.first_layer == "whole" else []
+        model = sparsify(
+            model,
+            density,
+            seed=config.seed,
+            pattern=config.pattern,
+            block=config.block,
+            allocation=config.allocation,
+            exclude=whole,
+        )
         if config.first_layer == "sqrt":
             drop_filters(model, density, description.image_shape, config.seed)
     return model
+
+
+def _first_convolution(model: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ class TrainConfig:
     """
 
     model: str = "mnist"
-    """Network: mnist, cifar, vgg16, vgg16n, inception_v3, torchvision:NAME, timm:NAME or package.module:factory."""
+    """Network: mnist, cifar, vgg11, vgg16, vgg16n, inception_v3, torchvision:NAME, timm:NAME or package.module:factory."""
     data: str = "digits"
     """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, a folder of class folders, or an .npz file."""
     data_root: str | None = None
@@ -35,10 +35,13 @@ class TrainConfig:
     """Fraction of the connections between channels that is kept (paper, section 3.2); 1 leaves the layers dense."""
     pattern: Literal["balanced", "uniform"] = "balanced"
     """How connections are drawn: equal fan-ins and fan-outs, or independently (the paper)."""
+    block: Literal[1, 2, 4, "auto"] = 1
+    """Consecutive outputs that share their inputs: 1 (the paper), 2, 4, or auto: in each layer what costs no connections."""
     allocation: Literal["uniform", "erdos-renyi"] = "uniform"
     """How the density is shared among layers: the same in all, or more for the narrow ones."""
-    first_layer: Literal["keep", "sqrt"] = "keep"
-    """Filters of a layer with one input channel: keep all, or the square root of the density (paper, 5.2.1)."""
+    first_layer: Literal["keep", "sqrt", "whole"] = "keep"
+    """Filters of a layer with one input channel: keep all, or the square root of the density (paper, 5.2.1). whole: the
+    network's first convolution, of any number of inputs, stays dense."""
 
     grow_from: float | None = None
     """Start at this density and grow to `density` while training (paper, 3.2.1); default: no growth."""
