@@ -281,6 +281,28 @@ def test_counts_against_brute_force(masks: Masks) -> None:
         assert layer.log10 == pytest.approx(math.log10(len(here) / len(onwards)))
 
 
+@settings(max_examples=25)
+@given(st.integers(1, 2), st.sampled_from([(2, 2), (3, 2), (2, 3)]), st.integers(0, 2**32))
+def test_counts_of_shared_inputs_against_brute_force(inputs: int, blocks: tuple[int, int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    masks = []
+    for number in (*blocks, 2):  # of blocks of two outputs in each layer
+        masks.append(np.repeat(rng.random((number, inputs)) < 0.6, 2, axis=0))
+        inputs = 2 * number
+    found = gs.symmetry.count(chain(masks))
+    assert found.exact
+    assert found.log10 == pytest.approx(math.log10(len(list(brute_force(masks)))))
+
+
+def test_outputs_of_a_block_are_alike_only_where_all_of_them_are_heard_alike() -> None:
+    model = gs.sparsify(gs.models.create("mnist", image_size=8), 0.2, block=4)
+    found = {layer.name: layer for layer in gs.symmetry.count(model).layers}
+    upwards = gs.symmetry.signatures(model)["conv3.0"].reshape(-1, 4)
+    assert (upwards == upwards[:, :1]).all()
+    assert found["conv2.0"].log10 < 1  # the next layer tells them apart
+    assert found["conv3.0"].log10 == pytest.approx(512 / 4 * math.log10(math.factorial(4)))  # the classifier does not
+
+
 @settings(max_examples=20)
 @given(random_masks())
 def test_symmetries_stay_within_signatures_and_change_no_connection(masks: Masks) -> None:
