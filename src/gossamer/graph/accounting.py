@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from gossamer.graph.tracing import Call, Inputs, Trace, trace
+from gossamer.graph.uses import Use, Uses
+from gossamer.layers import SparseConv2d
 
 
 @dataclass(frozen=True)
@@ -70,55 +71,36 @@ def count(model: nn.Module, example_inputs: Inputs | None = None) -> Cost:
         if example_inputs is None:
             raise ValueError("count needs the (channels, height, width) of an image: this model has no input_shape")
     recorded = trace(model, example_inputs)
+    uses = Uses.of(recorded)
     modules = dict(model.named_modules(remove_duplicate=False))
     images = recorded.inputs[0].shape[0] if recorded.inputs[0].dim() in (2, 4) else 1
-    last = set(_classifiers(recorded))
-    costs: dict[str, LayerCost] = {}
-    for call in recorded.calls:
-        weight, bias = layer_weights(recorded, call)
-        if weight is None:
-            continue
-        label = recorded.parameter(weight) or f"{call.module}.weight".lstrip(".")
-        name = label.rpartition(".")[0] or label
-        positions = call.output.numel() // weight.shape[0] // images
-        if call.operator.namespace == "gossamer":
-            positions = call.output.shape[2] * call.output.shape[3] * call.output.shape[0] // images
-        before = costs.get(name)
-        costs[name] = LayerCost(
-            name,
-            "linear" if weight.dim() == 2 else "conv",
-            weight.numel(),
-            weight.numel() * positions + (before.madds if before else 0),
-            bias.numel() if bias is not None else 0,
-            tuple(call.output.shape[1:]),
-            _density(modules.get(name)),
-            id(call) in last,
-        )
-    return _total(list(costs.values()), sum(p.numel() for p in model.parameters()))
+    last = set(_classifiers(recorded, uses))
+    layers: dict[str, list[Use]] = {}
+    for use in uses.calls.values():
+        layers.setdefault(use.name, []).append(use)
+    costs = [_cost(recorded, name, calls, images, modules.get(name), last) for name, calls in layers.items()]
+    return _total(costs, sum(p.numel() for p in model.parameters()))
 
 
-def layer_weights(recorded: Trace, call: Call) -> tuple[Tensor | None, Tensor | None]:
-    """(weight, bias) when the call is a convolution or a linear layer, else (None, None)."""
-    name = call.name
-    if name in ("aten.convolution", "aten.linear"):
-        return call.args[1], call.args[2] if len(call.args) > 2 else None
-    if name == "gossamer.sparse_conv2d":
-        return call.args[1], None
-    if name in ("aten.addmm", "aten.mm"):
-        matrix = call.args[2 if name == "aten.addmm" else 1]
-        source = _transposed(recorded, matrix)
-        return source, call.args[0] if name == "aten.addmm" and source is not None else None
-    return None, None
+def _cost(
+    recorded: Trace, name: str, uses: list[Use], images: int, module: nn.Module | None, last: set[int]
+) -> LayerCost:
+    """All uses of the weights of one module."""
+    weights = {id(use.weight): use.weight.numel() for use in uses}
+    biases = {id(use.bias): use.bias.numel() for use in uses if use.bias is not None}
+    return LayerCost(
+        name or recorded.parameter(uses[0].weight) or "weight",
+        uses[0].kind,
+        sum(weights.values()),
+        sum(use.madds for use in uses) // images,
+        sum(biases.values()),
+        tuple(uses[-1].call.output.shape[1:]),
+        module.density if isinstance(module, SparseConv2d) else 1.0,
+        any(id(use.call) in last for use in uses),
+    )
 
 
-def _transposed(recorded: Trace, matrix: Tensor) -> Tensor | None:
-    for call in recorded.calls:
-        if call.name in ("aten.t", "aten.transpose", "aten.permute") and call.output is matrix:
-            return call.args[0] if recorded.parameter(call.args[0]) else None
-    return None
-
-
-def _classifiers(recorded: Trace) -> Iterable[int]:
+def _classifiers(recorded: Trace, uses: Uses) -> Iterable[int]:
     """The layer behind each [n, classes] output, if exactly one layer is: walk back through what is not a layer."""
     makers: dict[int, Call] = {}
     for call in recorded.calls:
@@ -133,7 +115,7 @@ def _classifiers(recorded: Trace) -> Iterable[int]:
             if maker is None or id(maker) in seen:
                 continue
             seen.add(id(maker))
-            if layer_weights(recorded, maker)[0] is not None:
+            if uses.get(maker) is not None:
                 found.append(maker)
             elif "norm" in maker.name:
                 found.clear()
@@ -142,11 +124,6 @@ def _classifiers(recorded: Trace) -> Iterable[int]:
                 waiting.extend(maker.inputs)
         if len(found) == 1:
             yield id(found[0])
-
-
-def _density(module: Any) -> float:
-    connectivity = getattr(module, "connectivity", None)
-    return connectivity.density if connectivity is not None else 1.0
 
 
 def _total(layers: list[LayerCost], learnt: int) -> Cost:

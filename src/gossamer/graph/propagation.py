@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from gossamer.graph.labels import along, compact, concatenated, constant_along, core, restore
 from gossamer.graph.nodes import CONSTANT, Join, LayerCall
 from gossamer.graph.tracing import Call, Trace
+from gossamer.graph.uses import Use, Uses
 from gossamer.layers import SparseConv2d
 
 _MOVES = frozenset(
@@ -58,8 +59,7 @@ class _Propagation:
         self.trace = trace
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.labels: dict[int, Tensor] = {}
-        self.transposed: dict[int, Tensor] = {}  # views of 2-d parameters: by identity, the parameter itself
-        self.dense: dict[int, Tensor] = {}  # kernels of full sparse layers as nn.Conv2d's weight: likewise
+        self.layers = Uses.of(trace)
         self.parts: set[int] = set()
         self.parameters: dict[str, Tensor] = {}
         self.size = 0
@@ -99,7 +99,7 @@ class _Propagation:
         space, _, name = call.name.partition(".")
         plain = name.rstrip("_")
         if space == "gossamer":
-            return self._sparse(call)
+            return self._layer(call)
         if not call.inputs or plain in _FACTORIES:
             return self._constant(call)
         rule = _RULES.get(plain) or _RULES.get(name)
@@ -124,11 +124,7 @@ class _Propagation:
     def _moved(self, call: Call) -> None:
         first = call.inputs[0]
         name = call.name.partition(".")[2]
-        if self._parameter(first) is not None and first.dim() == 2 and name in ("t", "transpose", "permute"):
-            self.transposed[id(call.output)] = first
-            return
-        if self._sparse_layer(kernels := self.dense.get(id(first), first)):
-            self.dense[id(call.output)] = kernels
+        if any(id(t) in self.layers.weights for t in call.outputs):
             return
         arguments = tree_map(lambda a: self._get(a) if isinstance(a, Tensor) else a, call.args)
         if name in _RESHAPES:
@@ -252,58 +248,28 @@ class _Propagation:
 
     # -- layers ----------------------------------------------------------------------------------------------------------
 
-    def _convolution(self, call: Call) -> None:
-        x, weight, bias, _, _, _, transposed, _, groups = call.args
-        if transposed:
-            self._fail("a transposed convolution")
-        kernels = self.dense.get(id(weight), weight)
-        self._layer(call, "conv", x, kernels, bias, x.dim() - weight.dim() + 1, groups, self._sparse_layer(kernels))
-
-    def _sparse(self, call: Call) -> None:
-        x, weight = call.args[:2]
-        groups = call.args[7] if len(call.args) > 7 else 1
-        layer = self._sparse_layer(weight)
-        if layer is None:
-            self._fail("a sparse convolution outside a SparseConv2d")
-        self._layer(call, "conv", x, weight, None, 1, groups, layer)
-
-    def _linear(self, call: Call) -> None:
-        arguments = list(call.args)
-        name = call.name.partition(".")[2]
-        bias = arguments.pop(0) if name == "addmm" else (arguments[2] if len(arguments) > 2 else None)
-        x, matrix = arguments[:2]
-        weight = self.transposed.get(id(matrix)) if name != "linear" else matrix
-        if weight is None:
+    def _layer(self, call: Call) -> None:
+        use = self.layers.get(call)
+        if use is None:
             self._fail("a matrix product of two activations")
-        self._layer(call, "linear", x, weight, bias, x.dim() - 1, 1)
-
-    def _layer(
-        self,
-        call: Call,
-        kind: str,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        axis: int,
-        groups: int,
-        sparse: SparseConv2d | None = None,
-    ) -> None:
-        name = self._parameter(weight)
-        if name is None or name in self.parameters:
+        if use.transposed:
+            self._fail("a transposed convolution")
+        name, x, weight = self._parameter(use.weight), use.input, use.weight
+        sparse = self._sparse_layer(use)
+        if not use.whole or name is None or name in self.parameters:
             self._fail("a weight that is computed in the forward pass")
+        axis = 1 if use.kind == "conv" else x.dim() - 1
         labels = self._get(x)
         if any(a != axis and n > 1 and labels.stride(a) for a, n in enumerate(x.shape)):
             self._fail("channels that depend on the position in the image")
         inputs = core([labels], [axis])[0].ravel()
         outputs = self._new(sparse.out_channels if sparse else weight.shape[0]).numpy()
-        step = LayerCall(
-            name.rpartition(".")[0], name, kind, inputs, outputs, groups, sparse.connectivity if sparse else None
-        )
+        step = LayerCall(use.name, name, use.kind, inputs, outputs, use.groups, sparse.connectivity if sparse else None)
         self.steps.append(step)
         self._couple(step)
         made = torch.from_numpy(outputs)
-        if bias is not None and self._parameter(bias) is not None:
-            self._tie([made, self._get(bias)])
+        if use.bias is not None and self._parameter(use.bias) is not None:
+            self._tie([made, self._get(use.bias)])
         self._set(call.output, along(made, axis, call.output.shape))
 
     def _couple(self, step: LayerCall) -> None:
@@ -335,9 +301,9 @@ class _Propagation:
             return labels
         name = self._parameter(tensor)
         if name is None:
-            if tensor.numel() <= 1 or id(tensor) not in self.transposed:
-                return torch.tensor(CONSTANT).expand(tensor.shape)
-            self._fail("a transposed weight used other than in a linear layer")
+            if tensor.numel() > 1 and id(tensor) in self.layers.weights:
+                self._fail("a weight that is used other than in its layer")
+            return torch.tensor(CONSTANT).expand(tensor.shape)
         if tensor.numel() <= 1 or not (tensor.is_floating_point() or tensor.is_complex()):
             return torch.tensor(CONSTANT).expand(tensor.shape)
         if tensor.numel() > _LARGEST_MOVED_PARAMETER or name in self.uses:
@@ -350,11 +316,13 @@ class _Propagation:
     def _parameter(self, tensor: Tensor) -> str | None:
         return self.trace.parameter(tensor)
 
-    def _sparse_layer(self, kernels: Tensor) -> SparseConv2d | None:
-        """The sparse layer whose kernels these are."""
-        layer, _, own = (self._parameter(kernels) or "").rpartition(".")
-        module = self.modules.get(layer)
-        return module if isinstance(module, SparseConv2d) and own == "weight" else None
+    def _sparse_layer(self, use: Use) -> SparseConv2d | None:
+        module = self.modules.get(use.name)
+        return (
+            module
+            if isinstance(module, SparseConv2d) and self._parameter(use.weight) == f"{use.name}.weight".lstrip(".")
+            else None
+        )
 
     def _is_constant(self, tensor: Tensor) -> bool:
         labels = self._get(tensor)
@@ -386,9 +354,8 @@ _RULES: dict[str, Callable[[_Propagation, Call], None]] = {
     **dict.fromkeys(_REDUCTIONS, _Propagation._reduced),
     **dict.fromkeys(_SAME, _Propagation._same),
     **dict.fromkeys(_NORMS, _Propagation._normalised),
-    **dict.fromkeys(("mm", "addmm", "linear"), _Propagation._linear),
+    **dict.fromkeys(("convolution", "mm", "addmm", "linear"), _Propagation._layer),
     "constant_pad_nd": _Propagation._padded,
-    "convolution": _Propagation._convolution,
 }
 
 

@@ -146,6 +146,11 @@ class SparseConv2d(nn.Module):
             repaired,
         )
 
+    @property
+    def density(self) -> float:
+        """The fraction of the possible connections that there are."""
+        return float(self.weight.shape[0] * self.groups / (self.in_channels * self.out_channels))
+
     @torch.no_grad()
     def replace_connectivity(self, connectivity: Connectivity, weight: Tensor) -> None:
         """Take another pattern with its kernels [e, kh, kw], in place: the parameter object stays the same."""
@@ -259,8 +264,7 @@ class SparseConv2d(nn.Module):
                 text += f", {name}={getattr(self, name)}"
         if self.bias is None:
             text += ", bias=False"
-        possible = self.in_channels * self.out_channels // self.groups
-        return f"{text}, connections={self.weight.shape[0]}, density={self.weight.shape[0] / possible:.4g}"
+        return f"{text}, connections={self.weight.shape[0]}, density={self.density:.4g}"
 
 
 def _check_fits(connectivity: Connectivity, in_channels: int, out_channels: int, groups: int) -> None:
