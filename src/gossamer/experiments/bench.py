@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer.graph.accounting import count
+from gossamer.graph.tracing import trace
+from gossamer.graph.uses import Uses
 from gossamer.kernels import cpu
 from gossamer.kernels.native import conv
 from gossamer.layers import SparseConv2d
@@ -164,24 +166,11 @@ def _layers(
 
 def _input_shapes(model: nn.Module, input_shape: Shape) -> dict[str, Shape]:
     """The shape that each convolution sees of one image, in the order of the forward pass (first call)."""
+    modules = dict(model.named_modules())
     shapes: dict[str, Shape] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda module, inputs: shapes.setdefault(name, tuple(inputs[0].shape[1:])) and None
-
-    hooks = [
-        m.register_forward_pre_hook(note(n))
-        for n, m in model.named_modules()
-        if isinstance(m, nn.Conv2d | SparseConv2d)
-    ]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *input_shape))
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+    for use in Uses.of(trace(model, input_shape)).calls.values():
+        if isinstance(modules.get(use.name), nn.Conv2d | SparseConv2d):
+            shapes.setdefault(use.name, tuple(use.call.given[0].shape[1:]))
     return shapes
 
 

@@ -25,6 +25,7 @@ class Call:
     kwargs: dict[str, Any]
     output: Any
     module: str
+    given: tuple[Any, ...] = ()  # what that module was called with
 
     @property
     def name(self) -> str:
@@ -80,7 +81,7 @@ def trace(model: nn.Module, example_inputs: Inputs, training: bool = False) -> T
                 output = torch.func.functional_call(model, state, tuple(inputs))
         except Exception as error:  # whatever the model's own code raises, the reader needs the shapes it happened with
             shapes = ", ".join(str(list(t.shape)) for t in inputs)
-            where = f" in {recorder.stack[-1]!r}" if recorder.stack and recorder.stack[-1] else ""
+            where = f" in {recorder.stack[-1][0]!r}" if recorder.stack[-1][0] else ""
             raise ValueError(f"the model does not run on inputs of shape {shapes}{where}: {error}") from error
         finally:
             for module, mode in modes.items():
@@ -96,21 +97,21 @@ class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
-        self.stack: list[str] = []
+        self.stack: list[tuple[str, tuple[Any, ...]]] = [("", ())]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if any(isinstance(t, Tensor) for t in tree_leaves(output)):
-            self.calls.append(Call(func, args, kwargs or {}, output, self.stack[-1] if self.stack else ""))
+            self.calls.append(Call(func, args, kwargs or {}, output, *self.stack[-1]))
         return output
 
 
 @contextmanager
-def _named(model: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Keep on `stack` the names of the modules whose forward is running."""
+def _named(model: nn.Module, stack: list[tuple[str, tuple[Any, ...]]]) -> Iterator[None]:
+    """Keep on `stack` the names and arguments of the modules whose forward is running."""
     hooks = []
     for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)))
+        hooks.append(module.register_forward_pre_hook(lambda _, given, name=name: stack.append((name, given))))
         hooks.append(module.register_forward_hook(lambda *_: (stack.pop(), None)[1]))
     try:
         yield

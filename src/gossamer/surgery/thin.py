@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from gossamer.connectivity import check_density
-from gossamer.connectivity.hashing import derive
 from gossamer.graph.channels import CONSTANT, ChannelGraph, LayerCall, training_graph
+from gossamer.graph.classes import Classes, ranked
 from gossamer.graph.tracing import Inputs
 from gossamer.layers import SparseConv2d
 
@@ -62,20 +62,12 @@ class Plan:
         self.layers: dict[str, LayerCall] = {}
         for call in graph.layers:
             self.layers.setdefault(call.weight, call)
-        signature = signatures(graph)
-        members = np.unique(graph.classes)
-        _, atom = np.unique(signature[members], return_inverse=True)
-        self.atom = np.full(graph.size, -1)
-        self.atom[members] = atom.ravel()
-        self.atom = self.atom[graph.classes]  # of every node
-        self.before = np.bincount(atom.ravel())
-        rank = np.empty(len(members), dtype=np.int64)
-        order = np.argsort(atom.ravel(), kind="stable")
-        starts = np.cumsum(self.before) - self.before
-        rank[order] = np.arange(len(members)) - np.repeat(starts, self.before)
-        self.rank = np.full(graph.size, -1)
-        self.rank[members] = rank
-        self.rank = self.rank[graph.classes]
+        classes = Classes(graph)
+        self.made_by = classes.made_by(call for call in graph.layers if not call.depthwise)
+        _, atom = np.unique(self.made_by, return_inverse=True)
+        _, _, self.before, rank = ranked(atom.ravel())
+        self.classes = classes.of  # of every node, as are the atoms and the rank within the atom
+        self.atom, self.rank = atom.ravel()[self.classes], rank[self.classes]
         fixed = self._fixed()
         self.groups = {w: self._groups(call, multiplier, fixed) for w, call in self.layers.items()}
         multiples = self._multiples(divided)
@@ -153,18 +145,6 @@ class Plan:
             pieces = np.maximum(1, self.before[touched] // there[touched]) if divided else 1  # the axis may hold a part
             multiples[touched] = np.lcm(multiples[touched], parts * pieces)
         return multiples
-
-
-def signatures(graph: ChannelGraph) -> np.ndarray:
-    """For each class (by its lowest node), a number for the set of layers that produce it, the same in every graph."""
-    signature = np.zeros(graph.size, dtype=np.uint64)
-    seen: set[str] = set()
-    for call in graph.layers:
-        if not call.depthwise and call.weight not in seen:
-            seen.add(call.weight)
-            made = np.unique(graph.classes[call.outputs])
-            signature[made] = signature[made] * np.uint64(0x9E3779B97F4A7C15) + np.uint64(derive(0, call.weight))
-    return signature
 
 
 def _size(channels: int, multiplier: float, divisor: int, multiple: int) -> int:
@@ -253,12 +233,13 @@ def _verify(small: nn.Module, plan: Plan, example_inputs: Inputs, training: bool
     before, after = list(plan.graph.layers), list(graph.layers)
     if [c.name for c in before] != [c.name for c in after] or len(graph.prediction) != len(plan.graph.prediction):
         raise ValueError("the thinned model computes other layers than the original")
-    old_signature, new_signature = signatures(plan.graph), signatures(graph)
+    thinned = Classes(graph)
+    made_by = thinned.made_by(call for call in graph.layers if not call.depthwise)
     for old, new in zip(before, after, strict=True):
         share = (plan.after / plan.before)[plan.atom[old.inputs]]
         share[old.inputs == CONSTANT] = 1
-        wanted = _tally(old_signature[plan.graph.classes[old.inputs]], share)
-        found = _tally(new_signature[graph.classes[new.inputs]], np.ones(len(new.inputs)))
+        wanted = _tally(plan.made_by[plan.classes[old.inputs]], share)
+        found = _tally(made_by[thinned.of[new.inputs]], np.ones(len(new.inputs)))
         for key in wanted.keys() | found.keys():
             if abs(wanted.get(key, 0) - found.get(key, 0)) > max(2.0, 0.1 * len(new.inputs)):
                 raise ValueError(

@@ -17,7 +17,7 @@ import numpy as np
 
 from gossamer.connectivity.hashing import mixed
 from gossamer.graph.channels import components
-from gossamer.symmetry.coupling import scatter
+from gossamer.graph.classes import scatter
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _BUDGET = 20_000_000  # edges looked at before a count gives up exactness: about two seconds

@@ -58,7 +58,7 @@ def _sources(coupling: Coupling, permutations: Mapping[str, Sequence[int] | np.n
         to, origin = coupling.of[outputs], coupling.of[outputs[order]]
         if (still[to] & (to != origin)).any():
             raise ValueError(f"the channels of {name!r} are the image's or the classes: they must stay in place")
-        alike = (coupling.sizes[to] == coupling.sizes[origin]) & (coupling.made_by[to] == coupling.made_by[origin])
+        alike = (coupling.sizes[to] == coupling.sizes[origin]) & (coupling.makers[to] == coupling.makers[origin])
         if not (alike & (coupling.rank[outputs] == coupling.rank[outputs[order]])).all():
             raise ValueError(f"the permutation of {name!r} exchanges channels that are coupled to different layers")
         source[to] = origin

@@ -15,7 +15,8 @@ import numpy as np
 from gossamer.connectivity import Connectivity
 from gossamer.connectivity.hashing import derive, mixed
 from gossamer.graph.channels import Join, LayerCall
-from gossamer.symmetry.coupling import Coupling, occurrences, scatter
+from gossamer.graph.classes import scatter
+from gossamer.symmetry.coupling import Coupling, occurrences
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
@@ -81,7 +82,7 @@ def refine(coupling: Coupling, steps: list[Relation], downwards: bool) -> np.nda
     """
     fixed = coupling.fixed | coupling.predicted if downwards else coupling.fixed
     lowest = coupling.order[coupling.start].astype(np.uint64)  # the first node of each class
-    colours = np.where(fixed, mixed(~lowest), mixed(coupling.made_by))
+    colours = np.where(fixed, mixed(~lowest), mixed(coupling.makers))
     told = 0
     while (now := len(np.unique(colours))) > told:
         told = now
