@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 import gossamer as gs
@@ -157,3 +161,109 @@ def test_what_cannot_be_counted_is_said() -> None:
         gs.count(nets.Residual())
     with pytest.raises(ValueError, match=r"does not run on inputs of shape \[1, 1, 28, 28\]"):
         gs.count(nets.Residual(), (1, 28, 28))
+
+
+# -- every kind of layer, PyTorch's FLOP counter being the judge ---------------------------------------------------------
+
+
+class _Decoding(nn.Module):
+    """Matrices kept as [inputs, outputs], tied to an embedding, normalised, and one that is a part of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(8, 12))
+        self.tokens = nn.Embedding(11, 12)
+        self.conv = parametrizations.weight_norm(nn.Conv1d(12, 6, 3, padding=1))
+        self.linear = parametrizations.spectral_norm(nn.Linear(6, 12))
+        self.both = nn.Linear(12, 24)
+
+    def forward(self, tokens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        x = (x @ self.matrix + self.tokens(tokens)).transpose(1, 2)
+        x = self.linear(self.conv(x).transpose(1, 2))
+        left, right = self.both.weight.chunk(2)
+        x = nn.functional.linear(x, left) + torch.einsum("blc,oc->blo", x, right)
+        return x @ self.tokens.weight.T
+
+
+def _sequence(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "examples"),
+    [
+        (nn.ConvTranspose2d(64, 32, 2, stride=2), _sequence(1, 64, 8, 8), 1),
+        (nn.ConvTranspose2d(8, 1, 3, stride=2), _sequence(2, 8, 5, 7), 2),
+        (nn.ConvTranspose2d(8, 4, 3, stride=2, groups=4), _sequence(3, 8, 8, 8), 3),
+        (nn.ConvTranspose1d(3, 4, 2), _sequence(2, 3, 8), 2),
+        (nn.ConvTranspose3d(3, 4, 2), _sequence(2, 3, 4, 5, 6), 2),
+        (nn.Conv1d(3, 4, 3), _sequence(2, 3, 9), 2),
+        (nn.Conv3d(3, 4, 3), _sequence(2, 3, 5, 6, 7), 2),
+        (nn.Conv2d(3, 4, 3), _sequence(3, 8, 8), 1),  # one image, without a batch
+        (nn.Conv2d(4, 4, 3), _sequence(4, 4, 8, 8), 4),
+        (nn.Linear(4, 5), _sequence(4), 1),
+        (nn.Linear(4, 5), _sequence(7, 2, 4), 7),
+        (nn.LSTM(5, 7, 2, bidirectional=True, batch_first=True), _sequence(4, 3, 5), 4),
+        (nn.LSTM(5, 7, proj_size=3), _sequence(4, 3, 5), 1),  # the first axis is time: not a batch
+        (nn.GRU(5, 7, batch_first=True), _sequence(4, 3, 5), 4),
+        (nn.RNN(5, 7, batch_first=True), _sequence(4, 3, 5), 4),
+        (nn.LSTMCell(5, 7), _sequence(3, 5), 3),
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), _sequence(2, 5, 8), 2),
+        (nn.TransformerEncoderLayer(8, 2, 16), _sequence(5, 2, 8), 1),
+        (nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), (_sequence(2, 5, 8), _sequence(2, 3, 8)), 2),
+        (
+            nn.MultiheadAttention(8, 2, kdim=6, vdim=4, batch_first=True),
+            (_sequence(5, 2, 8), _sequence(5, 3, 6), _sequence(5, 3, 4)),
+            5,
+        ),
+        (_Decoding(), (torch.zeros(3, 5, dtype=torch.long), _sequence(3, 5, 8)), 3),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+def test_every_kind_of_layer(model: nn.Module, inputs: Any, examples: int) -> None:
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    model.eval()
+    with (
+        torch.backends.mkldnn.flags(enabled=False),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        model(*given)  # with gradients, so that attention takes no path that the counter does not know
+    cost = gs.count(model, inputs)
+    madds = cost.madds + cost.linear_madds + cost.classifier_madds + cost.product_madds
+    assert 2 * madds * examples == counter.get_total_flops()
+    counted = cost.params + cost.linear_params + cost.classifier_params + cost.biases + cost.norms
+    assert counted == sum(p.numel() for p in model.parameters())
+    assert cost.norms >= 0
+
+
+class _Conditioned(nn.Module):
+    """A timestep comes first, frames are folded into the batch, and the weights of a table do not depend on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time, self.conv, self.table = nn.Linear(1, 4), nn.Conv2d(3, 4, 3), nn.Linear(2, 4)
+        self.register_buffer("places", torch.randn(14 * 14, 2))
+
+    def forward(self, t: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
+        n, frames = video.shape[:2]
+        x = self.conv(video.flatten(0, 1)) + self.table(self.places).T.reshape(4, 14, 14)
+        return x.view(n, frames, 4, 14, 14) + self.time(t.view(-1, 1))[:, None, :, None, None]
+
+
+@pytest.mark.parametrize("t", [torch.zeros(()), torch.zeros(1), torch.zeros(6)])
+def test_the_batch_of_several_inputs(t: torch.Tensor) -> None:
+    cost = gs.count(_Conditioned(), (t, torch.zeros(6, 5, 3, 16, 16)))
+    assert cost.madds == 5 * 108 * 14 * 14
+    assert cost.linear_madds == 8 * 14 * 14 + 4
+    assert gs.count(_Conditioned(), {"t": t[..., :1] if t.dim() else t, "video": torch.zeros(1, 5, 3, 16, 16)}) == cost
+
+
+def test_attention_of_a_transformer() -> None:
+    model = gs.models.create("torchvision:vit_b_32")
+    cost = gs.count(model, (3, 224, 224))
+    assert cost.linear_madds == 12 * 50 * (4 * 768**2 + 2 * 768 * 3072)
+    assert cost.product_madds == 12 * 2 * 50**2 * 768
+    assert "products of activations" in str(cost)
+    assert gs.count(model, torch.zeros(2, 3, 224, 224)) == cost

@@ -72,8 +72,9 @@ class _Propagation:
 
     def run(self) -> dict[str, Any]:
         for tensor in self.trace.inputs:
-            axis = 1 if tensor.dim() in (2, 4) else 0
-            self._set(tensor, along(self._new(tensor.shape[axis]), axis, tensor.shape))
+            if tensor.dim() > 0:
+                axis = self._channel_axis(tensor)
+                self._set(tensor, along(self._new(tensor.shape[axis]), axis, tensor.shape))
         image = np.arange(self.size)
         for call in self.trace.calls:
             self.call = call
@@ -92,6 +93,12 @@ class _Propagation:
             "ties": np.concatenate(self.ties) if self.ties else np.zeros((0, 2), np.int64),
             "divided": self.divided,
         }
+
+    def _channel_axis(self, image: Tensor) -> int:
+        """The second axis, but for a vector and for an image without a batch, which is given one first."""
+        first = next((call for call in self.trace.calls if any(t is image for t in call.inputs)), None)
+        alone = image.dim() == 3 and first is not None and first.name == "aten.unsqueeze" and first.args[1] == 0
+        return 0 if image.dim() == 1 or alone else 1
 
     # -- one operator ----------------------------------------------------------------------------------------------------
 

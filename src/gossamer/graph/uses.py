@@ -18,8 +18,6 @@ _PRODUCTS: dict[str, tuple[int, int, int | None]] = {
     "aten.addmm": (1, 2, 0),
     "aten.mm": (0, 1, None),
     "aten.linear": (0, 1, 2),
-    "aten.addmv": (1, 2, 0),
-    "aten.mv": (0, 1, None),
     "aten.baddbmm": (1, 2, 0),
     "aten.bmm": (0, 1, None),
 }
@@ -46,7 +44,7 @@ class Use:
     weight: Tensor
     bias: Tensor | None
     whole: bool
-    madds: int
+    learnt: dict[int, Tensor]  # the parameters that the weight is made of, by identity
 
     @property
     def sparse(self) -> bool:
@@ -89,13 +87,8 @@ class Uses:
 
 def madds(call: Call) -> int:
     """The multiply-adds of a call by PyTorch's own FLOP formulas; 0 for what multiplies no tensors with each other."""
-    name = call.name
-    if name == "aten._scaled_dot_product_flash_attention_for_cpu":
+    if call.name == "aten._scaled_dot_product_flash_attention_for_cpu":
         return int(sdpa_flop_count(*(t.shape for t in call.args[:3]))) // 2
-    if name in ("aten.mv", "aten.addmv"):
-        return int(call.args[_PRODUCTS[name][0]].numel())
-    if name == "aten.dot":
-        return int(call.args[0].numel())
     formula = flop_registry.get(call.operator.overloadpacket)
     return int(formula(*call.args, **call.kwargs, out_val=call.output)) // 2 if formula is not None else 0
 
@@ -117,11 +110,14 @@ class _Origins:
         self.trace = trace
         self.data = {id(t) for t in trace.inputs}
         self.views: dict[int, _View] = {}
+        self.parts: dict[int, dict[int, Tensor]] = {}  # the parameters that tensors without data are made of
 
     def follow(self, call: Call) -> None:
         inputs = call.inputs
         if any(id(t) in self.data for t in inputs):
             self.data.update(id(t) for t in call.outputs)
+        elif made_of := {key: t for tensor in inputs for key, t in self.learnt(tensor).items()}:
+            self.parts.update((id(t), made_of) for t in call.outputs)
         name = call.name.partition(".")[2]
         if inputs and (name in _SAME_VALUES or name in _PARTS):
             base = self.view(inputs[0])
@@ -129,6 +125,12 @@ class _Origins:
                 assert base is not None
                 whole, turned = base.whole and name in _SAME_VALUES, base.turned != _turns(call)
                 self.views.setdefault(id(output), _View(base.parameter, inputs[0], whole, turned))
+
+    def learnt(self, tensor: Tensor) -> dict[int, Tensor]:
+        """The parameters that a tensor is made of, by identity; none where data went into it."""
+        if id(tensor) in self.data:
+            return {}
+        return {id(tensor): tensor} if id(tensor) in self.trace.learnt else self.parts.get(id(tensor), {})
 
     def view(self, tensor: Tensor) -> _View | None:
         """What view of which parameter this is."""
@@ -157,7 +159,7 @@ class _Origins:
             view.parameter if view is not None else operand,
             bias,
             view is not None and view.whole and outputs_first,
-            madds(call),
+            self.learnt(operand),
         )
         while (view := self.views.get(id(operand))) is not None and view.base is not None:
             uses.weights[id(operand)] = view.parameter
