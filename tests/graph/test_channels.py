@@ -103,6 +103,16 @@ def test_shuffle_interleaves() -> None:
     assert calls["depthwise"].depthwise
 
 
+@pytest.mark.parametrize(("conv", "axes"), [(nn.Conv1d, 1), (nn.Conv2d, 2), (nn.Conv3d, 3)])
+def test_sequences_images_and_videos(conv: type[nn.Module], axes: int) -> None:
+    model = nn.Sequential(conv(3, 8, 3), nn.ReLU(), conv(8, 4, 3))
+    batch = torch.zeros(2, 3, *[9] * axes)
+    assert gs.thin(model, 0.5, batch)[0](batch).shape[1] == 4
+    alone = torch.zeros(3, *[9] * axes)
+    if axes == 2:
+        assert gs.thin(model, 0.5, alone)[0](alone).shape[0] == 4
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = nets.Residual().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}

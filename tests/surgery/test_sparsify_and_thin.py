@@ -193,8 +193,10 @@ def test_an_impossible_total_names_the_nearest() -> None:
 
 
 def test_the_result_says_what_the_repair_cost() -> None:
-    report = gs.sparsify(nets.Residual(), 0.001).sparsified
-    assert report.repaired == report.connections - sum(round(0.001 * c.possible) for c in report.layers.values())
+    sparse = gs.sparsify(nets.Residual(), 0.001)
+    report, patterns = sparse.sparsified, [m.connectivity for m in _kinds(sparse, gs.SparseConv2d).values()]
+    assert report.repaired == report.connections - sum(round(0.001 * c.possible) for c in patterns)
+    assert report.layers == tuple(_kinds(sparse, gs.SparseConv2d))
     assert report.repaired > 0
     assert "keep a channel alive" in str(report)
     assert gs.sparsify(nets.Residual(), 0.9).sparsified.repaired == 0

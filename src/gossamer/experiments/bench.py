@@ -7,7 +7,6 @@ PyTorch's two memory formats, one by one.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer.graph.accounting import count
+from gossamer.graph.state import copied
 from gossamer.graph.tracing import trace
 from gossamer.graph.uses import Uses
 from gossamer.kernels import cpu
@@ -108,7 +108,7 @@ def network_calls(model: nn.Module, input_shape: Shape, batch: int, train: bool)
     """The network's calls in both memory formats: a forward pass or, to `train`, a whole step with the optimizer's."""
     calls: list[Callable[[], object]] = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        net = copy.deepcopy(model).to(memory_format=layout).train(train)  # type: ignore[call-overload]
+        net = copied(model).to(memory_format=layout).train(train)  # type: ignore[call-overload]
         images = torch.randn(batch, *input_shape).contiguous(memory_format=layout)
         labels = torch.zeros(batch, dtype=torch.long)
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
@@ -169,8 +169,9 @@ def _input_shapes(model: nn.Module, input_shape: Shape) -> dict[str, Shape]:
     modules = dict(model.named_modules())
     shapes: dict[str, Shape] = {}
     for use in Uses.of(trace(model, input_shape)).calls.values():
-        if isinstance(modules.get(use.name), nn.Conv2d | SparseConv2d):
-            shapes.setdefault(use.name, tuple(use.call.given[0].shape[1:]))
+        if isinstance(modules.get(use.call.module), nn.Conv2d | SparseConv2d):
+            image, *_ = use.call.given or (use.input,)
+            shapes.setdefault(use.call.module, tuple(image.shape[1:]))
     return shapes
 
 
@@ -179,7 +180,7 @@ def _layer_calls(layer: nn.Module, size: tuple[int, ...], train: bool, first: bo
     sparse = isinstance(layer, SparseConv2d)
     calls: list[Callable[[], object]] = []
     for layout in (torch.contiguous_format,) if sparse else (torch.contiguous_format, torch.channels_last):
-        module = copy.deepcopy(layer).to(memory_format=layout)  # type: ignore[call-overload]
+        module = copied(layer).to(memory_format=layout)  # type: ignore[call-overload]
         x = torch.randn(size).contiguous(memory_format=layout).requires_grad_(train and not first)
         calls.append(_gradients(module, x) if train else _forward(module, x))
     return calls

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from gossamer import __version__, models, symmetry
-from gossamer.connectivity import PATTERNS, Connectivity, check_density
+from gossamer.connectivity import PATTERNS, check_density
 from gossamer.experiments import results
 from gossamer.experiments.results import Row
 from gossamer.graph import accounting
 from gossamer.graph.channels import ChannelGraph, LayerCall
+from gossamer.layers import SparseConv2d
 from gossamer.surgery import sparsify, thin
 from gossamer.surgery.thin import Plan
 from gossamer.training.folder import machine
@@ -73,7 +74,7 @@ def measure(
 
 def _with_patterns(graph: ChannelGraph, sparse: nn.Module) -> ChannelGraph:
     """The graph of a network made sparse: that of the dense one, but for the connections of its layers."""
-    patterns: dict[str, Connectivity] = sparse.sparsified.layers  # type: ignore[union-attr,assignment]
+    patterns = {name: m.connectivity for name, m in sparse.named_modules() if isinstance(m, SparseConv2d)}
     steps = [
         replace(step, connectivity=patterns[step.name])
         if isinstance(step, LayerCall) and step.name in patterns

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -19,19 +18,19 @@ width), that of one example without its batch, four or more that of a whole batc
 
 
 def arguments(
-    given: Inputs, like: Callable[[Sequence[int], torch.dtype | None], Tensor]
+    given: Inputs, made: Callable[[Tensor | Sequence[int]], Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments with `like(shape, dtype)` for each tensor; no dtype where only a shape is given.
+    """Positional and keyword arguments with what is `made` of each tensor, or of the shape where only that is given.
 
     Raises TypeError where there is no tensor and no shape.
     """
     if isinstance(given, Tensor):
         given = (given,)
     if isinstance(given, Sequence) and given and all(type(n) is int and n > 0 for n in given):
-        return (like((1, *given) if len(given) < 4 else tuple(given), None),), {}
+        return (made((1, *given) if len(given) < 4 else tuple(given)),), {}
     if isinstance(given, Mapping | list | tuple) and tensors(given):
-        made = tree_map_only(Tensor, lambda t: like(t.shape, t.dtype), given)
-        return ((), dict(made)) if isinstance(given, Mapping) else (tuple(made), {})
+        inputs = tree_map_only(Tensor, made, given)
+        return ((), dict(inputs)) if isinstance(given, Mapping) else (tuple(inputs), {})
     raise TypeError(
         "example inputs must be a tensor, a tuple of arguments or a dict of keyword arguments with tensors among them, "
         f"or the (channels, height, width) of one image, got {given!r}"

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from gossamer.graph.inputs import Inputs, arguments, tensors
-from gossamer.graph.untouched import untouched
+from gossamer.graph.state import untouched
 
 __all__ = ["Call", "Inputs", "Trace", "trace"]
 
@@ -89,12 +89,11 @@ def trace(model: nn.Module, example_inputs: Inputs, training: bool = False, time
         device = next((t.device for t in real.values()), torch.device("cpu"))
         own = next((t.dtype for t in real.values() if t.is_floating_point()), torch.get_default_dtype())
 
-        def like(shape: Sequence[int], dtype: torch.dtype | None) -> Tensor:
+        def like(given: Tensor | Sequence[int]) -> Tensor:
+            shape, dtype = (given.shape, given.dtype) if isinstance(given, Tensor) else (given, own)
             first = shape[0] if shape else 1
             length = times * first if first > 1 else 2 if training else first
-            return torch.empty(
-                (length, *shape[1:]) if shape else (), dtype=own if dtype is None else dtype, device=device
-            )
+            return torch.empty((length, *shape[1:]) if shape else (), dtype=dtype, device=device)
 
         args, kwargs = arguments(example_inputs, like)
         inputs = tensors([*args, kwargs])

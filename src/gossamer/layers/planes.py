@@ -8,7 +8,10 @@ planes on the CPU go to Gossamer's operators where they are large enough to pay 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from gossamer.kernels import transformed
@@ -30,3 +33,8 @@ def are_planes(input: Tensor, least: int, plane: int = 1) -> bool:
 def is_plain(tensor: Tensor) -> bool:
     """Not a subclass, and followed by none but autograd."""
     return type(tensor) in (Tensor, nn.Parameter) and not transformed(tensor)
+
+
+def leaf(layer: nn.Module, input: torch.fx.Proxy) -> Any:
+    """The call of a layer in a graph that `torch.fx` draws: whole, as those of PyTorch's own layers are."""
+    return input.tracer.create_proxy("call_module", input.tracer.path_of_module(layer), (input,), {})  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from gossamer.kernels import policy
@@ -13,6 +14,8 @@ class MaxPool2d(nn.MaxPool2d):
     """`nn.MaxPool2d`; native are square windows up to 15 x 15 without dilation, `ceil_mode` or `return_indices`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return planes.leaf(self, input)
         plain = not (self.ceil_mode or self.return_indices) and _one(self.dilation) == 1
         window = _window(self, input) if plain else None
         return super().forward(input) if window is None else pool.max_pool2d(input, *window)
@@ -23,6 +26,8 @@ class AvgPool2d(nn.AvgPool2d):
     include their padding. PyTorch is as fast or faster on the others, which look at each element once."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return planes.leaf(self, input)
         plain = not self.ceil_mode and self.divisor_override is None and (self.count_include_pad or not self.padding)
         window = _window(self, input) if plain and policy.asked_path() != "dense" else None
         if window is None:

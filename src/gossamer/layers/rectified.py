@@ -25,7 +25,7 @@ class RectifyingSequential(nn.Sequential):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or isinstance(input, torch.fx.Proxy):
             return super().forward(input)
         layers, rectified = list(self), False
         before: nn.Module | None = None

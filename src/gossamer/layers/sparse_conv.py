@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 
 from gossamer import kernels
 from gossamer.connectivity import PATTERNS, Connectivity
+from gossamer.layers import planes
 
+_OWN = ("weight", "bias", "indptr", "indices")
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -34,6 +38,7 @@ class SparseConv2d(nn.Module):
     indptr: Tensor
     indices: Tensor
     bias: Tensor | None
+    _kept: tuple[Tensor, Tensor] | None = None  # the pattern, while its buffers are on the meta device
 
     def __init__(
         self,
@@ -77,9 +82,7 @@ class SparseConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(kernels_shape, device=device, dtype=dtype))
         free = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", free)
-        self.register_buffer("indptr", torch.tensor(connectivity.indptr, device=device))
-        self.register_buffer("indices", torch.tensor(connectivity.indices, device=device))
-        self._drawn = (connectivity.pattern, connectivity.seed, connectivity.repaired)
+        self._take(connectivity, self.weight.device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -93,6 +96,8 @@ class SparseConv2d(nn.Module):
                 self.bias.uniform_(-1, 1).mul_(bound)
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return planes.leaf(self, input)
         if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
             raise ValueError(
                 f"SparseConv2d expects [n, {self.in_channels}, h, w] or [{self.in_channels}, h, w], "
@@ -131,15 +136,40 @@ class SparseConv2d(nn.Module):
 
     # -- pattern and weights --------------------------------------------------------------------------------------------
 
+    def _pattern(self) -> tuple[Tensor, Tensor]:
+        return self._kept if self.indptr.is_meta and self._kept is not None else (self.indptr, self.indices)
+
+    def _take(self, connectivity: Connectivity, device: torch.device) -> None:
+        pattern = torch.from_numpy(connectivity.indptr.copy()), torch.from_numpy(connectivity.indices.copy())
+        self._kept = pattern if device.type == "meta" else None
+        self.register_buffer("indptr", pattern[0].to(device))
+        self.register_buffer("indices", pattern[1].to(device))
+        self._drawn = (connectivity.pattern, connectivity.seed, connectivity.repaired)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseConv2d:
+        """The pattern is not lost with the numbers: it outlives the meta device and `to_empty`."""
+        pattern = [t.clone() for t in self._pattern()]
+        super()._apply(fn, recurse)
+        if self.indptr.is_meta:
+            self._kept = (pattern[0], pattern[1])
+        else:
+            self._kept = None
+            if not all(
+                torch.equal(t.to(now), now) for t, now in zip(pattern, (self.indptr, self.indices), strict=True)
+            ):
+                self.indptr, self.indices = (t.to(self.indptr.device) for t in pattern)
+        return self
+
     @property
     def connectivity(self) -> Connectivity:
         """The pattern, as a value (a copy of the buffers)."""
         pattern, seed, repaired = self._drawn
+        indptr, indices = self._pattern()
         return Connectivity(
             self.in_channels,
             self.out_channels,
-            self.indptr.numpy(force=True),
-            self.indices.numpy(force=True),
+            indptr.numpy(force=True),
+            indices.numpy(force=True),
             self.groups,
             pattern,
             seed,
@@ -151,9 +181,18 @@ class SparseConv2d(nn.Module):
         """The fraction of the possible connections that there are."""
         return float(self.weight.shape[0] * self.groups / (self.in_channels * self.out_channels))
 
+    def check_own_kernels(self, name: str = "this layer") -> None:
+        """Raise ValueError where the kernels are computed from other parameters, which would not follow another pattern."""
+        if "weight" not in self._parameters:
+            raise ValueError(
+                f"cannot change the connections of {name!r}: its kernels are computed from other parameters (by "
+                "weight_norm, spectral_norm, a parametrization or pruning); remove that, and put it on again afterwards"
+            )
+
     @torch.no_grad()
     def replace_connectivity(self, connectivity: Connectivity, weight: Tensor) -> None:
         """Take another pattern with its kernels [e, kh, kw], in place: the parameter object stays the same."""
+        self.check_own_kernels()
         _check_fits(connectivity, self.in_channels, self.out_channels, self.groups)
         if weight.shape != (connectivity.connections, *self.kernel_size):
             raise ValueError(
@@ -161,14 +200,16 @@ class SparseConv2d(nn.Module):
                 f"got {list(weight.shape)}"
             )
         self.weight.data = weight.to(self.weight).contiguous()
-        self.indptr = torch.tensor(connectivity.indptr, device=self.indptr.device)
-        self.indices = torch.tensor(connectivity.indices, device=self.indices.device)
-        self._drawn = (connectivity.pattern, connectivity.seed, connectivity.repaired)
+        self._take(connectivity, self.indptr.device)
 
     @classmethod
     def from_dense(cls, conv: nn.Conv2d, connectivity: Connectivity) -> SparseConv2d:
-        """The convolution with only these connections, whose kernels are the dense one's own."""
-        if type(conv.weight) is not nn.Parameter or conv.weight.dim() != 4:
+        """The convolution with only these connections, whose kernels are the dense one's own.
+
+        Hooks, attributes of your own and what is frozen come along. Raises TypeError for a convolution that computes its
+        weight, bias or output its own way.
+        """
+        if not computes_as_conv2d(conv):
             raise TypeError(f"from_dense takes an nn.Conv2d with a plain weight, got {type(conv).__name__}")
         sparse = cls(
             conv.in_channels,
@@ -189,11 +230,16 @@ class SparseConv2d(nn.Module):
             sparse.weight.copy_(conv.weight.flatten(0, 1)[at])
             if sparse.bias is not None and conv.bias is not None:
                 sparse.bias.copy_(conv.bias)
-        sparse.weight.requires_grad_(conv.weight.requires_grad)
-        return sparse.train(conv.training)
+        return _as_was(conv, sparse)
 
     def to_dense(self) -> nn.Conv2d:
-        """The `nn.Conv2d` that computes the same: zeros where no connection is."""
+        """The `nn.Conv2d` that computes the same: zeros where no connection is. Hooks, attributes of your own and what is
+        frozen come along. Raises TypeError where weight or bias are computed from other parameters."""
+        if not {"weight", "bias"} <= self._parameters.keys():
+            raise TypeError(
+                "to_dense takes a layer with a plain weight and bias: remove weight_norm, spectral_norm, "
+                "parametrizations and pruning first"
+            )
         conv = nn.Conv2d(
             self.in_channels,
             self.out_channels,
@@ -212,8 +258,7 @@ class SparseConv2d(nn.Module):
             conv.weight.zero_().flatten(0, 1)[at] = self.weight
             if conv.bias is not None and self.bias is not None:
                 conv.bias.copy_(self.bias)
-        conv.weight.requires_grad_(self.weight.requires_grad)
-        return conv.train(self.training)
+        return _as_was(self, conv)
 
     def _dense_positions(self) -> np.ndarray:
         """Where each connection lies in `nn.Conv2d`'s weight flattened to [out * in / groups, kh, kw]."""
@@ -265,6 +310,38 @@ class SparseConv2d(nn.Module):
         if self.bias is None:
             text += ", bias=False"
         return f"{text}, connections={self.weight.shape[0]}, density={self.density:.4g}"
+
+
+def computes_as_conv2d(conv: nn.Conv2d) -> bool:
+    """Whether weight and bias are parameters of its own, and the output is what `nn.Conv2d` makes of them."""
+    own = all(
+        getattr(type(conv), name) is getattr(nn.Conv2d, name) and name not in vars(conv)
+        for name in ("forward", "_conv_forward")
+    )
+    plain = type(conv.weight) is nn.Parameter and conv.weight.dim() == 4
+    return own and plain and {"weight", "bias"} <= conv._parameters.keys()
+
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
+
+def _as_was(old: nn.Module, new: _Layer) -> _Layer:
+    """`new` with what else the layer was that it replaces: mode, hooks, frozen parameters, and attributes of its owner's."""
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(getattr(old, name).requires_grad)
+    for name, value in vars(old).items():
+        if "_hooks" in name or name == "_non_persistent_buffers_set" or name not in _attributes():
+            vars(new)[name] = value
+    for kind in ("_parameters", "_buffers", "_modules"):
+        more = {name: value for name, value in vars(old)[kind].items() if name not in (*_OWN, *vars(new)[kind])}
+        vars(new)[kind].update(more)
+    return new.train(old.training)
+
+
+@functools.cache
+def _attributes() -> set[str]:
+    """What a layer's class sets itself."""
+    return {name for kind in (SparseConv2d, nn.Conv2d) for name in vars(kind(1, 1, 1, device="meta"))}
 
 
 def _check_fits(connectivity: Connectivity, in_channels: int, out_channels: int, groups: int) -> None:

@@ -122,12 +122,14 @@ def rewire(
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseConv2d]:
-    """The layers that growth is about, by name. Raises ValueError when there are none, or two share their kernels."""
+    """The layers that growth is about, by name. Raises ValueError when there are none, two share their kernels, or one
+    computes them from other parameters."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseConv2d)}
     if not layers:
         raise ValueError("the model has no sparse layers to grow: sparsify it first")
     owners: dict[int, str] = {}
     for name, layer in layers.items():
+        layer.check_own_kernels(name)
         if (other := owners.setdefault(id(layer.weight), name)) != name:
             raise ValueError(f"cannot grow {name!r}: it shares its kernels with {other!r}")
     return layers

@@ -5,14 +5,13 @@ Outputs that share their inputs go on doing so: masks are of blocks, [out_channe
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 from torch import nn
 
 from gossamer.connectivity import Connectivity
 from gossamer.graph.channels import ChannelGraph
 from gossamer.graph.paths import dead_channels
+from gossamer.graph.state import copied
 from gossamer.graph.tracing import Inputs
 from gossamer.layers import SparseConv2d
 from gossamer.surgery.transplant import transplant
@@ -28,7 +27,7 @@ def repair(model: nn.Module, example_inputs: Inputs, inplace: bool = False) -> t
     the model computes what it did. Raises ValueError naming the layers that stay dead, because only dense layers or the
     model's own code could revive them.
     """
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     added = 0
     for _ in range(_PASSES):
         dead = dead_channels(model, example_inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,27 +10,32 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from gossamer.connectivity import Connectivity, check_density
 from gossamer.connectivity.hashing import derive
+from gossamer.graph.state import copied
 from gossamer.layers import SparseConv2d, exchange_layers
+from gossamer.layers.sparse_conv import computes_as_conv2d
 
 __all__ = ["Sparsified", "sparsify"]
 
 
 @dataclass(frozen=True)
 class Sparsified:
-    """What `sparsify` did, kept on its result as `model.sparsified`."""
+    """What `sparsify` did, kept on its result as `model.sparsified`: a report of that moment. Growth and rewiring leave it as
+    it is; what the patterns are now, the layers say."""
 
     density: float  # asked for
     connections: int
     possible: int
     repaired: int  # connections added beyond the density, because without them a channel would be dead
-    layers: dict[str, Connectivity]
+    layers: tuple[str, ...]
+    blocks: tuple[int, ...]  # of each layer: outputs that share their inputs
 
     def __str__(self) -> str:
-        blocks = Counter(c.block for c in self.layers.values())
-        shared = ", ".join(f"{block} ({layers})" for block, layers in sorted(blocks.items(), reverse=True))
+        counted = sorted(Counter(self.blocks).items(), reverse=True)
+        shared = ", ".join(f"{block} ({layers})" for block, layers in counted)
         return (
             f"{len(self.layers)} layers, {self.connections:,} of {self.possible:,} connections "
             f"(density {self.connections / self.possible:.4g}, asked {self.density:.4g}; {self.repaired:,} of them "
@@ -47,16 +51,16 @@ def sparsify(
     pattern: str = "balanced",
     block: int | str = 1,
     allocation: str | Mapping[str, float] = "uniform",
-    exclude: Iterable[str | type[nn.Module]] = (),
+    exclude: Iterable[str | type[nn.Module] | nn.Module] = (),
     keep_weights: bool = False,
     inplace: bool = False,
 ) -> nn.Module:
     """Keep a random `density` in (0, 1] of the connections of every convolution (section 3.2).
 
     Returns a copy (the model itself with `inplace`) whose `nn.Conv2d` are `SparseConv2d`; depthwise convolutions, linear
-    layers and what `exclude` names (by name, regular expression or type) stay whole. No channel dies (section 5.1), which
-    costs connections at the lowest densities: `result.sparsified` says how many. Plain `nn.MaxPool2d`, `nn.AvgPool2d` and
-    `nn.BatchNorm2d` become Gossamer's, which compute the same, faster.
+    layers and what `exclude` names (modules, or their names, regular expressions or types; with all inside) stay whole. No
+    channel dies (section 5.1), which costs connections at the lowest densities: `result.sparsified` says how many. Plain
+    `nn.MaxPool2d`, `nn.AvgPool2d` and `nn.BatchNorm2d` become Gossamer's, which compute the same, faster.
 
     With a `block` of 2 or 4, so many consecutive outputs of a layer listen to the same inputs, which the kernels compute
     faster; "auto" takes for each layer the largest of 4, 2 and 1 that costs no connections (`Connectivity.random`).
@@ -70,8 +74,9 @@ def sparsify(
     sparse.
     """
     check_density(density)
-    model = model if inplace else copy.deepcopy(model)
-    layers = _convolutions(model, tuple(exclude))
+    excluded = _excluded(model, exclude)
+    model = model if inplace else copied(model)
+    layers = _convolutions(model, excluded)
     densities = _allocate(layers, density, allocation, block if isinstance(block, int) else 1)
     made: dict[nn.Module, SparseConv2d] = {}
     for name, conv in layers.items():
@@ -96,13 +101,14 @@ def sparsify(
     else:
         _replace(model, made)
         model = exchange_layers(model, inplace)
-    patterns = {name: made[conv].connectivity for name, conv in layers.items()}
+    patterns = [made[conv].connectivity for conv in layers.values()]
     model.sparsified = Sparsified(  # type: ignore[assignment]
         float(density),
-        sum(c.connections for c in patterns.values()),
-        sum(c.possible for c in patterns.values()),
-        sum(c.repaired for c in patterns.values()),
-        patterns,
+        sum(c.connections for c in patterns),
+        sum(c.possible for c in patterns),
+        sum(c.repaired for c in patterns),
+        tuple(layers),
+        tuple(c.block for c in patterns),
     )
     return model
 
@@ -110,22 +116,39 @@ def sparsify(
 # -- which layers, and how dense ---------------------------------------------------------------------------------------
 
 
-def _convolutions(model: nn.Module, exclude: tuple[str | type[nn.Module], ...]) -> dict[str, nn.Conv2d]:
+def _excluded(model: nn.Module, exclude: Iterable[str | type[nn.Module] | nn.Module]) -> set[str]:
+    """The names of the modules that stay as they are: those that `exclude` means, and all inside them."""
+    everything = dict(model.named_modules(remove_duplicate=False))
+    roots: set[str] = set()
+    for e in (exclude,) if isinstance(exclude, str | nn.Module) else exclude:
+        if isinstance(e, str):
+            found = {name for name in everything if _matches(e, name)}
+        elif isinstance(e, type) and issubclass(e, nn.Module):
+            found = {name for name, module in everything.items() if isinstance(module, e)}
+        elif isinstance(e, nn.Module):
+            found = {name for name, module in everything.items() if module is e}
+        else:
+            raise TypeError(f"exclude takes modules, and their names, regular expressions or types, got {e!r}")
+        if not found and not isinstance(e, type):
+            what = repr(e) if isinstance(e, str) else f"<a {type(e).__name__}>"
+            raise ValueError(f"exclude={what} names no layer of the model")
+        roots |= found
+    inside = {module for name in roots for module in everything[name].modules()}
+    return {name for name, module in everything.items() if module in inside}
+
+
+def _convolutions(model: nn.Module, excluded: set[str]) -> dict[str, nn.Conv2d]:
     """The convolutions to make sparse, by their first name."""
-    everything = dict(model.named_modules())
-    types = tuple(e for e in exclude if isinstance(e, type))
-    names = [e for e in exclude if isinstance(e, str)]
-    for name in names:
-        if not any(_matches(name, other) for other in everything):
-            raise ValueError(f"exclude={name!r} names no layer of the model")
     layers: dict[str, nn.Conv2d] = {}
     owners: dict[int, str] = {}
-    for name, module in everything.items():
-        if not isinstance(module, nn.Conv2d) or 1 < module.groups == module.in_channels:
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d) or 1 < module.groups == module.in_channels or name in excluded:
             continue
-        if isinstance(module, types) or any(_matches(e, name) for e in names):
-            continue
-        if type(module).forward is not nn.Conv2d.forward or type(module.weight) is not nn.Parameter:
+        if is_lazy(module.weight):
+            raise ValueError(
+                f"cannot make {name!r} sparse: it gets its shape from data; run the model once on an input first"
+            )
+        if not computes_as_conv2d(module):
             raise ValueError(
                 f"cannot make {name!r} sparse: {type(module).__name__} computes its weight or output its own way; "
                 f"leave it whole with exclude=[{name!r}]"

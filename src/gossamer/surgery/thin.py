@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable
 
@@ -13,6 +12,7 @@ from torch import nn
 from gossamer.connectivity import check_density
 from gossamer.graph.channels import CONSTANT, ChannelGraph, LayerCall, training_graph
 from gossamer.graph.classes import Classes, ranked
+from gossamer.graph.state import copied
 from gossamer.graph.tracing import Inputs
 from gossamer.layers import SparseConv2d
 
@@ -159,7 +159,7 @@ def _size(channels: int, multiplier: float, divisor: int, multiple: int) -> int:
 
 
 def _thinned(model: nn.Module, plan: Plan, example_inputs: Inputs, training: bool) -> nn.Module:
-    small = copy.deepcopy(model)
+    small = copied(model)
     for weight, call in plan.layers.items():
         _shrink_layer(small.get_submodule(call.name), weight.rpartition(".")[2], call, plan)
     for name, nodes in plan.graph.parameters.items():

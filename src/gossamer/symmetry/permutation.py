@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from gossamer.connectivity import Connectivity
 from gossamer.graph.channels import ChannelGraph, Join, LayerCall
-from gossamer.graph.tracing import Inputs
+from gossamer.graph.inputs import Inputs, arguments, tensors
+from gossamer.graph.state import copied
 from gossamer.layers import SparseConv2d
 from gossamer.symmetry.coupling import Coupling, occurrences
 
@@ -29,7 +28,7 @@ def permuted(
     coupling = Coupling(graph)
     source = _sources(coupling, permutations)
     _check_joins(graph, source)
-    result = copy.deepcopy(model)
+    result = copied(model)
     done: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for call in graph.layers:
         axes = _axis(call.name, call.outputs, source), _axis(call.name, call.inputs, source)
@@ -142,13 +141,15 @@ def _check_outputs(model: nn.Module, result: nn.Module, example_inputs: Inputs) 
     if any(t.is_meta for t in model.state_dict().values() if isinstance(t, Tensor)):
         return  # nothing to compute with
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    given = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
-    inputs = [t for t in given if isinstance(t, Tensor)]
-    if not inputs:
-        shape = [n for n in given if isinstance(n, int)][-3:]
-        inputs = [torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))]
-    inputs = [(t.double() if t.is_floating_point() else t).to(device) for t in inputs]
-    before, after = (tree_leaves(copy.deepcopy(m).double().eval()(*inputs)) for m in (model, result))
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(given: Tensor | Sequence[int]) -> Tensor:
+        if not isinstance(given, Tensor):
+            given = torch.randn(max(2, given[0]), *given[1:], generator=generator)
+        return (given.double() if given.is_floating_point() else given).to(device)
+
+    args, kwargs = arguments(example_inputs, numbers)
+    before, after = (tensors(copied(m).double().eval()(*args, **kwargs)) for m in (model, result))
     for a, b in zip(before, after, strict=True):
         largest = torch.nan_to_num(a).abs().max().item() if a.numel() else 0.0
         if not torch.allclose(b, a, rtol=0, atol=_SAME * largest, equal_nan=True):
