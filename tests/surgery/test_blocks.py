@@ -45,13 +45,14 @@ def test_sparsify_in_blocks() -> None:
     images = torch.randn(2, *SHAPE)
     assert torch.allclose(model(images), dense(images), atol=1e-5)
     assert "blocks that share inputs (layers): 16 (1), 4 (2)" in str(model.sparsified)
-    assert gs.sparsify(network(), 0.4).sparsified.layers["4"].block == 1
+    assert gs.sparsify(network(), 0.4)[4].connectivity.block == 1
 
 
 def test_auto_takes_for_each_layer_what_costs_nothing() -> None:
     auto, plain = (gs.sparsify(network(), 0.1, block=block) for block in ("auto", 1))
     assert blocks(auto)[1:] == [2, 2]  # 24 outputs at 0.1: each input is heard 2.4 times
-    for ours, theirs in zip(auto.sparsified.layers.values(), plain.sparsified.layers.values(), strict=True):
+    for layer in auto.sparsified.layers:
+        ours, theirs = (model.get_submodule(layer).connectivity for model in (auto, plain))
         assert abs(ours.connections - theirs.connections) <= ours.block / 2
     with pytest.raises(ValueError, match=r"cannot make '2' sparse: blocks of 4 need a density .*0\.25.*block=\"auto\""):
         gs.sparsify(network(), 0.1, block=4)
