@@ -165,6 +165,8 @@ def test_models_without_data() -> None:
     meta = gs.sparsify(nets.Residual().to("meta"), 0.2)  # the stored pattern is another
     meta.load_state_dict(real.state_dict(), assign=True)
     assert torch.equal(meta.eval()(X), real.eval()(X))
+    shared = real.share_memory()
+    assert shared.down.indices.is_shared()
     assert real.to_empty(device="cpu").stem.connectivity == gs.sparsify(dense, 0.5).stem.connectivity
 
 

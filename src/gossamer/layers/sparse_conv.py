@@ -148,16 +148,13 @@ class SparseConv2d(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseConv2d:
         """The pattern is not lost with the numbers: it outlives the meta device and `to_empty`."""
-        pattern = [t.clone() for t in self._pattern()]
+        before, pattern = self.indptr, self._pattern()
         super()._apply(fn, recurse)
         if self.indptr.is_meta:
-            self._kept = (pattern[0], pattern[1])
-        else:
+            self._kept = None if pattern[0].is_meta else pattern
+        elif self.indptr is not before and not pattern[0].is_meta:
+            self.indptr, self.indices = (t.to(self.indptr.device) for t in pattern)
             self._kept = None
-            if not all(
-                torch.equal(t.to(now), now) for t, now in zip(pattern, (self.indptr, self.indices), strict=True)
-            ):
-                self.indptr, self.indices = (t.to(self.indptr.device) for t in pattern)
         return self
 
     @property
