@@ -81,14 +81,16 @@ def count(model: nn.Module, example_inputs: Inputs | None = None) -> Cost:
     uses = Uses.of(recorded)
     work = _work(recorded, model, example_inputs)
     modules = dict(model.named_modules(remove_duplicate=False))
-    last = set(_classifiers(recorded, uses))
-    layers: dict[str, list[Use]] = {}
+    last = {id(uses.calls[call].weight) for call in _classifiers(recorded, uses)}
+    layers: dict[tuple[str, bool], list[Use]] = {}
     for use in uses.calls.values():
-        layers.setdefault(use.name, []).append(use)
+        layers.setdefault((use.name, id(use.weight) in last), []).append(use)
     counted: set[int] = set()
     costs = [
-        _cost(name or recorded.parameter(calls[0].weight) or "weight", calls, work, modules.get(name), last, counted)
-        for name, calls in layers.items()
+        _cost(
+            name or recorded.parameter(calls[0].weight) or "weight", classifier, calls, work, modules.get(name), counted
+        )
+        for (name, classifier), calls in layers.items()
     ]
     products = sum(done for call, done in work.items() if call not in uses.calls)
     return _total(costs, sum(p.numel() for p in model.parameters()), products)
@@ -111,7 +113,7 @@ def _work(recorded: Trace, model: nn.Module, example_inputs: Inputs) -> dict[int
 
 
 def _cost(
-    name: str, uses: list[Use], work: dict[int, int], module: nn.Module | None, last: set[int], counted: set[int]
+    name: str, classifier: bool, uses: list[Use], work: dict[int, int], module: nn.Module | None, counted: set[int]
 ) -> LayerCost:
     """All uses of the weights of one module; what was `counted` before is another module's."""
     params = 0
@@ -130,7 +132,7 @@ def _cost(
         bias,
         tuple(uses[-1].call.output.shape[1:]),
         module.density if isinstance(module, SparseConv2d) else 1.0,
-        any(id(use.call) in last for use in uses),
+        classifier,
     )
 
 
