@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gossamer.kernels import policy
 from gossamer.kernels.native import norm
-from gossamer.layers.planes import are_planes, is_plain
+from gossamer.layers.planes import are_planes, is_plain, leaf
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -15,7 +15,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
-            return planes.leaf(self, input)
+            return leaf(self, input)
         output = self._native(input)
         return super().forward(input) if output is None else output
 

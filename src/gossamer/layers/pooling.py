@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gossamer.kernels import policy
 from gossamer.kernels.native import pool
-from gossamer.layers.planes import are_planes
+from gossamer.layers.planes import are_planes, leaf
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -15,7 +15,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
-            return planes.leaf(self, input)
+            return leaf(self, input)
         plain = not (self.ceil_mode or self.return_indices) and _one(self.dilation) == 1
         window = _window(self, input) if plain else None
         return super().forward(input) if window is None else pool.max_pool2d(input, *window)
@@ -27,7 +27,7 @@ class AvgPool2d(nn.AvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
-            return planes.leaf(self, input)
+            return leaf(self, input)
         plain = not self.ceil_mode and self.divisor_override is None and (self.count_include_pad or not self.padding)
         window = _window(self, input) if plain and policy.asked_path() != "dense" else None
         if window is None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gossamer import kernels
 from gossamer.connectivity import PATTERNS, Connectivity
-from gossamer.layers import planes
+from gossamer.layers.planes import leaf
 
 _OWN = ("weight", "bias", "indptr", "indices")
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -97,7 +97,7 @@ class SparseConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
-            return planes.leaf(self, input)
+            return leaf(self, input)
         if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
             raise ValueError(
                 f"SparseConv2d expects [n, {self.in_channels}, h, w] or [{self.in_channels}, h, w], "
