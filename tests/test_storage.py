@@ -99,7 +99,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="damaged"):
         gs.load(nets.Residual(), path)
     save_file({"gaps": torch.zeros(1)}, path, {"gossamer": '{"version": 9}'})
-    with pytest.raises(ValueError, match="has version 9 of the format, this reads 1"):
+    with pytest.raises(ValueError, match="has version 9 of the format, this reads 1 and 2"):
         gs.load(nets.Residual(), path)
 
 
