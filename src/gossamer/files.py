@@ -78,8 +78,8 @@ def is_count(value: Any, most: int = 2**63 - 1) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a file is a number that a float can hold."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**63
+    """Whether a value of a file is a number that one can calculate with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e100
 
 
 def _finite(text: str) -> float:
