@@ -8,7 +8,7 @@ from pathlib import Path
 from gossamer.connectivity import PATTERNS
 from gossamer.experiments.results import Row
 from gossamer.experiments.symmetry import logarithm
-from gossamer.report import tables
+from gossamer.report import figures, tables
 
 NETWORKS = {"thin": "thin, dense, as many params", **{name: f"sparse, {name}" for name in PATTERNS}}
 """The curves: name -> label."""
@@ -75,8 +75,4 @@ def draw(rows: Sequence[Row], stem: Path, *, title: str) -> list[Path]:
     axes.set_title(title, fontsize=10)
     axes.grid(visible=True, which="major", linewidth=0.4)
     axes.legend(fontsize=8)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png")]
-    for file in files:
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else {})
-    return files
+    return figures.save(figure, stem)
