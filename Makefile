@@ -1,11 +1,12 @@
 # Two commands do everything on a machine with Python, a C++ compiler and a package index:
 #   make demo    set up, train both methods at several densities on the embedded digits, show a table and a report
 #   make test    set up, run the tests
+# and `make fuzz` hands wrong files to everything that reads any, for SECONDS (300), and counts what became of them.
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := train,report,onnx,dev
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test fuzz lint clean
 
 setup: .venv/installed
 
@@ -20,6 +21,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(TESTS)
+
+SECONDS ?= 300
+fuzz: setup
+	$(BIN)/python tools/fuzz.py --seconds $(SECONDS)
 
 lint: setup
 	$(BIN)/ruff check .

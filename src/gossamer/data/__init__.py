@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gossamer.data.split import Split
 
-LARGEST_SIDE = 8192
+LARGEST_SIDE = 4096
 Augment = Literal["auto", "none", "shift", "shift-flip"]
 
 

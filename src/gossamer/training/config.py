@@ -122,7 +122,7 @@ class TrainConfig:
             raise ValueError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
-        for name, most in (("clip_norm", math.inf), ("threads", 1024), ("image_size", 8192)):
+        for name, most in (("clip_norm", math.inf), ("threads", 1024), ("image_size", 4096)):
             if getattr(self, name) is not None:
                 _between(getattr(self, name), name, 0, most)
 

@@ -42,9 +42,15 @@ def load_trained(run: str | Path, *, trust: bool = False) -> tuple[nn.Module, De
     config, description = _known(folder, trust)
     if not folder.model.exists():
         raise FileNotFoundError(f"{folder.path} holds no trained model yet; finish its training (--resume)")
-    model = build.build_model(config, description, grown=True)
-    load_model(model, folder.model)
-    return model.eval(), description
+    if config.model in models.names():  # whose sizes follow from what the folder says: memory for what its file holds
+        channels, side = description.image_shape[:2]
+        with torch.device("meta"):
+            model = models.create(
+                config.model, num_classes=description.num_classes, in_channels=channels, image_size=side
+            )
+    else:
+        model = build.build_model(config, description, grown=True)
+    return load_model(model, folder.model).eval(), description
 
 
 def _known(folder: RunFolder, trust: bool) -> tuple[TrainConfig, Description]:
