@@ -62,7 +62,7 @@ def _with_one(rng: random.Random, value: Any) -> Any:
 def _odd(rng: random.Random, value: Any) -> Any:
     if isinstance(value, int | float) and rng.random() < 0.5:
         return rng.choice((value + 1, value - 1, -value, value * 2, value * 10**9))
-    return DEEP if rng.random() < 0.03 else rng.choice(ODD)
+    return DEEP if rng.random() < 0.03 else copy.deepcopy(rng.choice(ODD))
 
 
 def dumped(value: Any) -> bytes:
