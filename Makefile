@@ -2,11 +2,12 @@
 #   make demo    set up, train both methods at several densities on the embedded digits, show a table and a report
 #   make test    set up, run the tests
 # and `make native` checks the native library in other ways than its users build it: sanitizers, 64-bit ARM under qemu, the wheel.
+# and `make fuzz` hands wrong files to everything that reads any, for SECONDS (300), and counts what became of them.
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := train,report,onnx,dev
 
-.PHONY: setup demo test lint native asan neon wheel clean
+.PHONY: setup demo test fuzz lint native asan neon wheel clean
 
 setup: .venv/installed
 
@@ -21,6 +22,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(TESTS)
+
+SECONDS ?= 300
+fuzz: setup
+	$(BIN)/python tools/fuzz.py --seconds $(SECONDS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from gossamer.cli import main
+from gossamer.cli.networks import Info
+
 COMMANDS = (
     *("demo", "train", "evaluate", "predict", "sweep", "grow", "report", "paper", "count", "symmetry", "bench", "info"),
 )
@@ -192,6 +195,44 @@ def test_a_run_that_diverges_ends_with_1_and_one_sentence(tmp_path: Path) -> Non
     (line,) = ended.stderr.strip().splitlines()
     assert "not a number at step" in line
     assert "learning rate" in line
+
+
+def test_what_nobody_foresaw_is_one_line_and_the_traceback_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unforeseen = "this should not have happened"
+    errors = [
+        (RuntimeError("one\ntwo"), 1, f"{unforeseen}: RuntimeError: one two (GOSSAMER_TRACEBACK=1 shows"),
+        (RecursionError(), 1, f"{unforeseen}: RecursionError (GOSSAMER_TRACEBACK=1 shows"),
+        (MemoryError(), 1, "there is not enough memory for this"),
+        (ValueError("first\nsecond"), 2, "first second"),
+        (KeyError("x"), 1, "KeyError: 'x'"),
+    ]
+    for error, code, text in errors:
+
+        def fail(self: Info, error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setattr(Info, "run", fail)
+        assert main(["info"]) == code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("gossamer: ")
+        assert text in line
+    monkeypatch.setenv("GOSSAMER_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        main(["info"])
+
+
+def test_evaluate_and_predict_run_code_of_a_folder_only_when_told_to(tmp_path: Path) -> None:
+    data = {"name": "x", "classes": ["a"], "image_shape": [1, 8, 8], "mean": [0.0], "std": [1.0], "shorter_side": 0}
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"model": "evilmod:f"}, "data": data}))
+    (tmp_path / "evilmod.py").write_text("print('it ran')")
+    for command in (["evaluate", str(tmp_path)], ["predict", str(tmp_path), "x.png"]):
+        ended = gossamer(*command, cwd=tmp_path)
+        assert ended.returncode == 2
+        assert ended.stdout == ""
+        assert "'evilmod:f'" in ended.stderr
+        assert "--trust" in ended.stderr
 
 
 def test_a_closed_pipe_is_no_error() -> None:

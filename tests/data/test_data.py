@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -282,4 +285,71 @@ def test_folders_that_are_no_data_set(tmp_path: Path) -> None:
     for name in ("ant", "bee"):
         (path / "val" / name).rmdir()
     with pytest.raises(ValueError, match="holds no class folders"):
+        data.load(str(path))
+
+
+# -- files that claim more than they hold -------------------------------------------------------------------------------
+
+
+def huge_png(path: Path) -> None:
+    """A PNG of 60000 x 60000 pixels in a hundred bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+
+
+def test_pictures_that_are_too_large_or_no_files_are_skipped_with_a_count(tmp_path: Path) -> None:
+    path = write_folder(tmp_path)
+    there = path / "val" / "ant"
+    huge_png(there / "huge.png")
+    (there / "loop.png").symlink_to("loop.png")
+    (there / "round").symlink_to(there)  # what is below is listed once
+    os.mkfifo(there / "pipe.png")
+    photos = data.load(str(path), image_size=32, workers=1)
+    assert sum(len(labels) for _, labels in photos.test.test_batches(3)) == 8
+    reasons = {Path(name).name: reason for name, reason in photos.test.skipped.items()}
+    assert set(reasons) == {"huge.png", "loop.png", "pipe.png"}
+    assert "pixels" in reasons["huge.png"]
+    assert "no regular file" in reasons["pipe.png"]
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_grey_pictures_of_16_bits_keep_their_shades(ending: str, tmp_path: Path) -> None:
+    shades = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(shades).save(tmp_path / f"grey.{ending}")
+    for channels in (1, 3):
+        found = read_picture(tmp_path / f"grey.{ending}", (channels, 64, 64), 64).numpy()
+        assert np.abs(found[0] - shades / 257).max() <= 1
+    Image.fromarray(shades.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match="no known range"):
+        read_picture(tmp_path / "float.tif", (1, 64, 64), 64)
+
+
+def member(shape: str, dtype: str = "|u1", content: bytes = b"") -> bytes:
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_npz_members_that_claim_what_they_do_not_hold(compression: int, tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "bad.npz")
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    for wrong in ("(1000000000000, 8, 8, 3)", "(-6, 8, 8, 3)", "(" * 400, "(6, 8, 8, 3)"):
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            for name, content in {**parts, "x_train.npy": member(wrong)}.items():
+                archive.writestr(name, content)
+        with pytest.raises(ValueError, match=r"bad\.npz cannot be read") as error:
+            data.load(str(path))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("label", [2**62, 2**16])
+def test_labels_without_end_are_refused(label: int, tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "bad.npz", y_train=np.array([0, 1, 2, 0, 1, label]))
+    with pytest.raises(ValueError, match=rf"class number {label}; there can be 65,536"):
         data.load(str(path))

@@ -123,3 +123,36 @@ def test_the_pareto_front_is_what_nothing_beats(pairs: list[tuple[int, int]]) ->
 def test_what_was_not_measured_is_not_on_the_front() -> None:
     measured = point(0.5, 10, ms=1.0)
     assert results.pareto([measured, point(0.9, 10)], "ms_image") == [measured]
+
+
+FOREIGN = [
+    "[]",
+    '"x"',
+    '{"run": []}',
+    '{"run": "b", "accuracy": "high"}',
+    '{"run": "b", "accuracy": 1e400}',
+    '{"run": "b", "params": 1' + "0" * 400 + "}",
+    '{"run": "b", "history": [1]}',
+    '{"run": "b", "curve": []}',
+    '{"run": "b", "config": []}',
+    '{"run": "b", "status": "perhaps"}',
+    "[" * 5000 + "]" * 5000,
+    b"\xff".decode("latin-1"),
+]
+
+
+def test_lines_of_foreign_shapes_are_counted_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / results.FILE
+    results.append(path, row("a"))
+    with path.open("a", encoding="latin-1") as file:
+        file.write("\n".join(FOREIGN) + "\n")
+    results.append(path, {"run": "c", "status": "done", "method": "sparse"})
+    with caplog.at_level(logging.WARNING, logger="gossamer"):
+        assert [r["run"] for r in results.finished(path)] == ["a"]
+    assert f"{len(FOREIGN)} lines are damaged or foreign and left out, line 2 the first" in caplog.text
+    assert "1 runs lack numbers and are left out (the first is c)" in caplog.text
+
+
+def test_titles_can_be_printed() -> None:
+    assert results.title([row(config={"model": "a\ud800\0$b$", "data": "c"})]) == "a\ufffd\ufffd$b$ on c"
+    assert results.title([row()]) == "unknown on unknown"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gossamer.experiments import results
+from gossamer.report import job
 from gossamer.report import page as report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -67,6 +68,19 @@ def test_the_page_needs_nothing_from_elsewhere(written: report.Report) -> None:
     head = page.split("<body>")[0]
     assert 'src="http' not in page
     assert "<link" not in head.replace('<link rel="icon" href="data:,">', "")
+
+
+def test_names_that_look_like_mathtext_or_markup_are_drawn(tmp_path: Path) -> None:
+    """A `$` begins mathtext in matplotlib, and "$x^$" is none."""
+    shared = {"status": "done", "alpha": 0.1, "width": 1.0, "density": 0.1, "accuracy": 0.9, "params": 9, "madds": 9}
+    config = {"model": "$x^$ <b>", "data": "\\frac $"}
+    point = {"step": 1, "seconds": 1.0, "cpu_seconds": 1.0, "density": 1.0, "accuracy": 0.5, "loss": 1.0}
+    for name, more in (("sweep", {"method": "sparse"}), ("growth", {"method": "$y_$", "curve": [point]})):
+        results.append(tmp_path / name / results.FILE, {"run": "$r^$", **shared, "config": config, **more})
+        job.show(tmp_path / name)
+        assert "$x^$ &lt;b&gt;" in (tmp_path / name / "report.html").read_text()
+        for figure in (tmp_path / name / "figures").glob("*.svg"):
+            ET.parse(figure)
 
 
 @pytest.fixture(scope="module")

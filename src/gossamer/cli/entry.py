@@ -81,8 +81,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone, as in `gossamer paper | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:  # the last: a run that diverged
+    except Exception as error:
         if os.environ.get("GOSSAMER_TRACEBACK"):
             raise
-        print(f"gossamer: {error}", file=sys.stderr)
-        return 1 if isinstance(error, FloatingPointError) else 2
+        print(f"gossamer: {_told(error)}", file=sys.stderr)
+        return 2 if isinstance(error, _WRONG) else 1
+
+
+_WRONG = (ValueError, OSError, ImportError)
+"""What a wrong request raises, in one sentence; a run that diverged (FloatingPointError) says as much."""
+
+
+def _told(error: Exception) -> str:
+    """An error in one line. One that nobody foresaw says what it is, and how to see where it comes from."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (*_WRONG, FloatingPointError)) and text:
+        return text
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory for this{': ' + text if text else ''}"
+    name = type(error).__name__
+    return f"this should not have happened: {name}{': ' + text if text else ''} (GOSSAMER_TRACEBACK=1 shows where)"

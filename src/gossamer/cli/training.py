@@ -46,13 +46,15 @@ class Evaluate:
     """Folder that `gossamer train` wrote."""
     data_root: str | None = None
     """Folder of the named data sets, when it is not the one of the training."""
+    trust: bool = False
+    """Import and call the network's code, when the folder names a package.module:factory."""
     json: bool = False
     """Print JSON."""
 
     def run(self) -> int:
         from gossamer.training.inference import evaluate
 
-        result = evaluate(self.run_folder, data_root=self.data_root)
+        result = evaluate(self.run_folder, data_root=self.data_root, trust=self.trust)
         if self.json:
             print(json.dumps(result, indent=1))
         else:
@@ -73,13 +75,15 @@ class Predict:
     """Image files."""
     top: int = 3
     """How many classes of each image."""
+    trust: bool = False
+    """Import and call the network's code, when the folder names a package.module:factory."""
     json: bool = False
     """Print JSON."""
 
     def run(self) -> int:
         from gossamer.training.inference import predict
 
-        predictions = predict(self.run_folder, self.images, top=self.top)
+        predictions = predict(self.run_folder, self.images, top=self.top, trust=self.trust)
         if self.json:
             print(json.dumps([asdict(prediction) for prediction in predictions], indent=1))
             return 0

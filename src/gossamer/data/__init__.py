@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from gossamer.data.split import Split
 
+LARGEST_SIDE = 4096
 Augment = Literal["auto", "none", "shift", "shift-flip"]
 
 
@@ -29,6 +30,8 @@ class Description:
     `image_shape` is (channels, height, width); a picture is scaled to `shorter_side` (0: that of the images) before its
     middle is cut out.
     `mean` and `std` are those of each channel over the training set, with 255 as 1.
+
+    Raises ValueError, in one sentence, for what describes no data set.
     """
 
     name: str
@@ -37,6 +40,20 @@ class Description:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     shorter_side: int = dataclasses.field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        texts, shape = self.classes, self.image_shape
+        if not isinstance(self.name, str) or not isinstance(texts, tuple) or not all(type(c) is str for c in texts):
+            raise ValueError("a data set's name and classes must be texts")
+        whole = isinstance(shape, tuple) and len(shape) == 3 and all(type(n) is int for n in shape)
+        if not texts or not whole or not all(0 < n <= LARGEST_SIDE for n in shape):
+            raise ValueError(f"a data set needs classes, and images of three sizes from 1 to {LARGEST_SIDE}")
+        if type(self.shorter_side) is not int or not 0 <= self.shorter_side <= 2 * LARGEST_SIDE:
+            raise ValueError(f"the shorter side of a picture must be a whole number up to {2 * LARGEST_SIDE}")
+        for values, low in ((self.mean, -1e9), (self.std, 1e-9)):
+            numbers = isinstance(values, tuple) and all(type(v) in (int, float) and low <= v <= 1e9 for v in values)
+            if not numbers or len(values) != shape[0]:
+                raise ValueError("a data set needs a mean and a deviation above 0 for each channel")
 
     @property
     def num_classes(self) -> int:

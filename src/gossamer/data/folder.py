@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import struct
-import zlib
+import os
+import stat
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training set; what pretrained networks expect."""
 
 FOLDERS = {"training": ("train", "training"), "validation": ("val", "validation", "test")}
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
-"""What Pillow raises for files that are damaged or no images (SyntaxError is its word for a broken PNG)."""
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+UNREADABLE = (OSError, ValueError)
+"""What `read_picture` raises for files that are damaged, too large or no images."""
 
 
 class ImageFiles(Dataset["Sample"]):
@@ -103,8 +105,6 @@ class FolderSplit:
 
 def splits(path: Path, size: int, augment: str, workers: int) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
     """Training and validation images of `path`, and the class names: the folder names, sorted."""
-    from gossamer._torchvision import torchvision
-
     found = {}
     for half, names in FOLDERS.items():
         where = next((path / name for name in names if (path / name).is_dir()), None)
@@ -112,23 +112,47 @@ def splits(path: Path, size: int, augment: str, workers: int) -> tuple[FolderSpl
             raise FileNotFoundError(
                 f"{path} has no folder of {half} images; it needs {' or '.join(names)}, one folder a class"
             )
-        try:
-            found[half] = torchvision.datasets.ImageFolder(where, allow_empty=True)
-        except FileNotFoundError:
-            raise ValueError(f"{where} holds no class folders; images belong in {where}/CLASS/") from None
-        if not found[half].samples:
-            raise ValueError(
-                f"{where} holds no images; known endings are {', '.join(torchvision.datasets.folder.IMG_EXTENSIONS)}"
-            )
-    train, val = found["training"], found["validation"]
-    if train.classes != val.classes:
-        different = ", ".join(sorted(set(train.classes) ^ set(val.classes))[:5])
+        classes = sorted(entry.name for entry in os.scandir(where) if _is_folder(entry))
+        if not classes:
+            raise ValueError(f"{where} holds no class folders; images belong in {where}/CLASS/")
+        files = [(path, label) for label, name in enumerate(classes) for path in _images(where / name)]
+        if not files:
+            raise ValueError(f"{where} holds no images; known endings are {', '.join(ENDINGS)}")
+        found[half] = classes, files
+    (classes, training), (others, validation) = found["training"], found["validation"]
+    if classes != others:
+        different = ", ".join(sorted(set(classes) ^ set(others))[:5])
         raise ValueError(f"training and validation images of {path} have different class folders: {different}")
     return (
-        FolderSplit(ImageFiles(train.samples, size, augment), workers),
-        FolderSplit(ImageFiles(val.samples, size, augment), workers),
-        tuple(train.classes),
+        FolderSplit(ImageFiles(training, size, augment), workers),
+        FolderSplit(ImageFiles(validation, size, augment), workers),
+        tuple(classes),
     )
+
+
+def _images(folder: Path) -> list[str]:
+    """The files below a folder that are named like images, in order. Links are followed, but into no folder twice."""
+    found: dict[str, list[str]] = {}
+    seen: set[tuple[int, int]] = set()
+    waiting = [str(folder)]
+    while waiting:
+        here = waiting.pop()
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        inside = [entry.path for entry in entries if _is_folder(entry)]
+        waiting += reversed(inside)
+        found[here] = [e.path for e in entries if e.name.lower().endswith(ENDINGS) and e.path not in inside]
+    return [path for here in sorted(found) for path in found[here]]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def shorter_side(size: int) -> int:
@@ -154,11 +178,36 @@ def _transforms() -> Any:
 
 
 def _decoded(path: str | Path, channels: int) -> Any:
-    """The Pillow image in a file, in colour or grey."""
+    """The Pillow image in a file, in colour or grey. Raises one of UNREADABLE."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        return image.convert("RGB" if channels == 3 else "L")
+    if channels not in (1, 3):
+        raise ValueError(f"pictures have 1 or 3 channels, not {channels}")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is no regular file")  # reading from a pipe would wait for ever
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return _in_bytes(image).convert("RGB" if channels == 3 else "L")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"it has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except OSError:
+        raise
+    except Exception as error:  # Pillow's readers can trip over a damaged file anywhere
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _in_bytes(image: Any) -> Any:
+    """The image in 8 bits a channel. Pillow cuts the values of wider grey images off instead of scaling them."""
+    from PIL import Image
+
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its pixels ({image.mode}) have no known range")
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
 def _collate(samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor, list[Failure]]:

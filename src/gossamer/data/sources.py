@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import zipfile
 from collections.abc import Callable
@@ -14,6 +15,13 @@ import numpy as np
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]
 """Training images uint8 `[n, c, h, w]`, their labels, test images, their labels, class names."""
+
+
+CLASSES = 1 << 16
+"""How many classes a set may have: each is an output of the network."""
+DEFLATED = 1040
+"""How many bytes one byte of a compressed archive can stand for at most."""
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def data_root(root: str | Path | None) -> Path:
@@ -47,21 +55,39 @@ def npz(path: Path) -> Arrays:
     """x_train, y_train, x_test, y_test of an .npz file: uint8 `[n, h, w]` or `[n, h, w, c]`, and class numbers."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            parts = {name: file[name] for name in ("x_train", "y_train", "x_test", "y_test")}
-    except KeyError as error:
-        raise ValueError(
-            f"{path} lacks an array: {error.args[0]}; needed are x_train, y_train, x_test, y_test"
-        ) from None
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from None
+        with zipfile.ZipFile(path) as archive:
+            there = {entry.filename: entry for entry in archive.infolist()}
+            lacking = [name for name in names if f"{name}.npy" not in there]
+            parts = {} if lacking else {name: _array(archive, there[f"{name}.npy"]) for name in names}
+    except Exception as error:  # what a damaged archive can make of its readers is not known
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path} cannot be read as an .npz file of plain arrays: {reason}") from None
+    if lacking:
+        raise ValueError(f"{path} lacks an array: {lacking[0]}; needed are {', '.join(names)}")
     images = [_planes(parts[name], f"{name} of {path}") for name in ("x_train", "x_test")]
     labels = [_labels(parts[f"y_{s}"], len(parts[f"x_{s}"]), f"y_{s} of {path}") for s in ("train", "test")]
     if images[0].shape[1:] != images[1].shape[1:]:
         raise ValueError(f"{path} holds training images {images[0].shape[1:]} but test images {images[1].shape[1:]}")
-    classes = tuple(str(label) for label in range(int(max(labels[0].max(), labels[1].max())) + 1))
+    classes = tuple(str(label) for label in range(int(max(part.max() for part in labels)) + 1))
     return images[0], labels[0], images[1], labels[1], classes
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """The plain array in a member of an archive, when there is as much of it as it claims."""
+    if entry.file_size > DEFLATED * max(1, entry.compress_size):
+        raise ValueError(f"{entry.filename} claims {entry.file_size:,} bytes in {entry.compress_size:,}")
+    with archive.open(entry) as member:
+        version = np.lib.format.read_magic(member)
+        if version not in HEADERS:
+            raise ValueError(f"{entry.filename} is no plain array")
+        shape, _, dtype = HEADERS[version](member)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or min(shape, default=0) < 0 or size != entry.file_size - member.tell():
+            raise ValueError(f"{entry.filename} claims {dtype} {list(shape)}, and holds {entry.file_size:,} bytes")
+    with archive.open(entry) as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def _planes(images: np.ndarray, what: str) -> np.ndarray:
@@ -79,10 +105,12 @@ def _planes(images: np.ndarray, what: str) -> np.ndarray:
     raise ValueError(f"{what} has shape {list(images.shape)}; its last number should be 1 or 3, the channels")
 
 
-def _labels(labels: np.ndarray, count: int, what: str) -> np.ndarray:
+def _labels(labels: np.ndarray, count: int, what: str, classes: int = CLASSES) -> np.ndarray:
     """`count` class numbers from 0, else ValueError."""
     if labels.dtype.kind not in "iu" or labels.reshape(-1).shape != (count,) or labels.min() < 0:
         raise ValueError(f"{what} is {labels.dtype} {list(labels.shape)}; needed are {count} class numbers from 0")
+    if labels.max() >= classes:
+        raise ValueError(f"{what} has class number {labels.max()}; there can be {classes:,} classes")
     return labels.reshape(-1)
 
 
@@ -110,11 +138,18 @@ def _from_torchvision(name: str, folder: str, root: Path) -> Arrays:
     dataset = getattr(torchvision.datasets, name)
     try:
         train, test = _downloaded(dataset, name, root / folder, root)
-    except (RuntimeError, ValueError, AssertionError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torchvision's readers believe what a file says
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"the files of {name} in {root / folder} are damaged ({reason}); delete that folder") from None
     images = [_planes(np.asarray(part.data), name) for part in (train, test)]
-    return images[0], np.asarray(train.targets), images[1], np.asarray(test.targets), tuple(train.classes)
+    classes = tuple(train.classes)
+    labels = [
+        _labels(np.asarray(part.targets), len(part.data), f"the labels of {name}", len(classes))
+        for part in (train, test)
+    ]
+    return images[0], labels[0], images[1], labels[1], classes
 
 
 NAMES: dict[str, Callable[[Path], Arrays]] = {

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -121,7 +120,7 @@ class Curve:
 
     def read(self) -> list[dict[str, Any]]:
         """The points by step. Of one that was measured twice, because a run was resumed, the later counts."""
-        points = [json.loads(line) for line in self.path.read_text().splitlines()]
+        points = results.lines(self.path, results.is_point)
         return [point for _, point in sorted({p["step"]: p for p in points}.items())]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
-from gossamer.experiments.results import Row, summarise
+from gossamer.experiments.results import Row, done, summarise
 from gossamer.experiments.sweep import Size, matched_sizes
 from gossamer.training.config import RECIPES, TrainConfig
 
@@ -192,10 +192,10 @@ def beside(experiment: Experiment, rows: Sequence[Row]) -> Beside:
         theirs = [printed.params, printed.madds, str(printed.precision)] if printed else ["", "", ""]
         ours = [f"{point.params:,.0f}", f"{point.madds:,.0f}", f"{100 * point.accuracy:.1f}"]
         table.append([name, *(text for pair in zip(ours, theirs, strict=True) for text in pair)])
-    config = rows[0]["config"]
+    config: Row = next((row["config"] for row in done(rows) if row.get("config")), {})
     return Beside(
-        note=f"The paper: {experiment.says}. Ours: {config['data']}, {config['epochs']} epochs, batch "
-        f"{config['batch_size']}. Accuracies of another data set or schedule cannot be compared with the paper's.",
+        note=f"The paper: {experiment.says}. Ours: {config.get('data')}, {config.get('epochs')} epochs, batch "
+        f"{config.get('batch_size')}. Accuracies of another data set or schedule cannot be compared with the paper's.",
         headings=["network", "params", "paper", "madds", "paper", "accuracy, %", "paper"],
         rows=table,
     )

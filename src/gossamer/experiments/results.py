@@ -11,10 +11,12 @@ import json
 import logging
 import os
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from gossamer.files import is_count, is_number, parse_json
 
 Row = dict[str, Any]
 Cost = Literal["params", "madds", "bytes", "ms_image", "ms_batch"]
@@ -30,7 +32,7 @@ def append(path: Path, row: Row) -> None:
     A line that an interrupted write left without its end is closed first, so that it damages nothing after it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         size = os.fstat(handle).st_size
@@ -47,28 +49,130 @@ def append(path: Path, row: Row) -> None:
 def read(path: Path) -> list[Row]:
     """The runs of a results file (or of a folder that holds one), in order; the lines of one run are merged.
 
-    A damaged line is named in a warning and left out. A missing file is a `FileNotFoundError` that says what makes one.
+    Lines that are damaged, or that this package cannot have written, are counted in a warning and left out; so are runs
+    that ended well but lack a number. A missing file is a `FileNotFoundError` that says what makes one.
     """
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: give the folder that `gossamer sweep ... --out FOLDER` wrote")
     runs: dict[str, Row] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for row in lines(path, lambda row: "run" in row and _has_fitting(row, _FIELDS)):
+        runs[row["run"]] = {**runs.get(row["run"], {}), **row}
+    torn = [name for name, row in runs.items() if row.get("status") == "done" and not row.keys() >= _NEEDED]
+    if torn:
+        log.warning("%s: %d runs lack numbers and are left out (the first is %s)", path, len(torn), torn[0])
+    return [row for name, row in runs.items() if name not in torn]
+
+
+def lines(path: Path, fits: Callable[[Row], bool]) -> Iterator[Row]:
+    """The rows of a file of JSON lines that fit; the others are counted in a warning."""
+    wrong = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            name = row["run"]
-        except (ValueError, TypeError, KeyError):
-            log.warning("%s: line %d is damaged and left out (its run will be done again)", path, number)
-            continue
-        runs[name] = {**runs.get(name, {}), **row}
-    return list(runs.values())
+            row = parse_json(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and fits(row):
+            yield row
+        else:
+            wrong.append(number)
+    if wrong:
+        first = f"line {wrong[0]} is" if len(wrong) == 1 else f"{len(wrong)} lines are"
+        more = "" if len(wrong) == 1 else f", line {wrong[0]} the first"
+        log.warning("%s: %s damaged or foreign and left out%s (what is missing will be done again)", path, first, more)
 
 
 def done(rows: Iterable[Row]) -> list[Row]:
     """The runs that ended well."""
     return [row for row in rows if row.get("status") == "done"]
+
+
+def finished(folder: Path) -> list[Row]:
+    """The runs in a folder; ValueError when none of them ended well."""
+    rows = read(folder)
+    if not done(rows):
+        errors = "; ".join(f"{row['run']}: {row.get('error')}" for row in rows)
+        raise ValueError(f"{folder} holds no finished run to report on ({errors or 'it has no result lines'})")
+    return rows
+
+
+def title(rows: Iterable[Row]) -> str:
+    """Network and data of the runs that ended well, as they may be printed and drawn."""
+    config: Row = next((row["config"] for row in done(rows) if row.get("config")), {})
+    text = f"{config.get('model', 'unknown')} on {config.get('data', 'unknown')}"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+# -- what a line may hold ----------------------------------------------------------------------------------------------
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1
+
+
+def _is_cost(value: Any) -> bool:
+    return is_number(value) and value >= 0
+
+
+def _is_missing_or_cost(value: Any) -> bool:
+    return value is None or _is_cost(value)
+
+
+Fields = dict[str, Callable[[Any], bool]]
+
+
+def _has_fitting(row: Any, fields: Fields) -> bool:
+    return isinstance(row, dict) and all(fields[name](value) for name, value in row.items() if name in fields)
+
+
+def _has(row: Any, fields: Fields) -> bool:
+    return isinstance(row, dict) and all(name in row and fits(row[name]) for name, fits in fields.items())
+
+
+POINT: Fields = {"step": is_count, "density": _is_share, "accuracy": _is_share, "loss": is_number}
+POINT |= {"seconds": _is_cost, "cpu_seconds": _is_cost}
+"""What a point of a curve (`grow.CurvePoint`) holds."""
+_EPOCH: Fields = {"epoch": is_count, "loss": is_number, "test_accuracy": _is_share}
+
+
+def is_point(row: Any) -> bool:
+    """Whether this is a point of a curve."""
+    return _has(row, POINT)
+
+
+def _is_curve(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(is_point(point) for point in value)
+
+
+def _is_history(value: Any) -> bool:
+    return isinstance(value, list) and all(_has(epoch, _EPOCH) for epoch in value)
+
+
+_FIELDS: Fields = {
+    **dict.fromkeys(("run", "method", "error", "traceback", "version"), _is_text),
+    "status": lambda value: value in ("done", "failed"),
+    **dict.fromkeys(("alpha", "width", "density", "accuracy"), _is_share),
+    **dict.fromkeys(("round", "skipped"), is_count),
+    **dict.fromkeys(("params", "madds"), _is_cost),
+    **dict.fromkeys(
+        ("bytes", "ms_image", "ms_batch", "train_images_per_s", "peak_memory", "train_seconds"), _is_missing_or_cost
+    ),
+    **dict.fromkeys(("config", "machine"), _is_mapping),
+    "history": _is_history,
+    "curve": _is_curve,
+}
+_NEEDED = {"run", "method", "alpha", "width", "density", "accuracy", "params", "madds"}
+"""What a run that ended well must say of itself."""
 
 
 @dataclass(frozen=True)

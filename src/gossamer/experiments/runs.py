@@ -46,11 +46,14 @@ def measure_run(run: Run, folder: Path) -> Row:
     import torch
 
     from gossamer.experiments.measure import measure
+    from gossamer.training.folder import RunFolder
     from gossamer.training.inference import load_trained
 
     if run.config.threads:
         torch.set_num_threads(run.config.threads)
-    model, data = load_trained(folder / "runs" / run.name)
+    place = folder / "runs" / run.name
+    asked_for = RunFolder(place).read_config()[0].model == run.config.model
+    model, data = load_trained(place, trust=asked_for)
     return {"run": run.name, **measure(model, data.image_shape, batch=run.config.batch_size)}
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gossamer import files
 from gossamer.experiments import results
 from gossamer.experiments.results import FILE, Row
-from gossamer.training.config import FREE_FIELDS, TrainConfig
+from gossamer.training.config import TrainConfig, other_settings
 
 PLAN = "sweep.json"
 
@@ -58,7 +58,7 @@ class Size:
             "sparse": f"-{self.density:.4g}",
             "hybrid": f"-{self.width:.4g}x{self.density:.4g}",
         }
-        return self.method + parts[self.method]
+        return self.method + parts.get(self.method, "")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def sweep(
 def describe(row: Row) -> str:
     """A finished run in one line of text."""
     if row["status"] == "failed":
-        return f"{row['run']} failed: {row['error']}"
+        return f"{row['run']} failed: {row.get('error')}"
     time = f", {row['ms_image']:.3g} ms an image" if row.get("ms_image") is not None else ""
     return (
         f"{row['run']}: accuracy {100 * row['accuracy']:.2f}%, {row['params']:,} params, {row['madds']:,} madds, "
@@ -182,11 +182,14 @@ def describe(row: Row) -> str:
 def settings_of(folder: Path) -> dict[str, Any]:
     """What `sweep.json` says of a folder's sweep: `settings`, and the name of the `paper`'s experiment or None."""
     path = folder / PLAN
-    try:
-        there: dict[str, Any] = json.loads(path.read_text())
-        return {"settings": dict(there["settings"]), "paper": there["paper"]}
-    except FileNotFoundError:
+    if not path.is_file():
         return {"settings": {}, "paper": None}
+    try:
+        there: dict[str, Any] = files.read_json(path)
+        paper = there["paper"]
+        if paper is not None and not isinstance(paper, str):
+            raise ValueError("no name of an experiment")
+        return {"settings": dict(there["settings"]), "paper": paper}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is damaged; remove it to go on with the results in {folder}") from None
 
@@ -195,13 +198,9 @@ def _claim(folder: Path, base: TrainConfig, paper: str | None) -> None:
     """Write the sweep's settings into the folder, or check that they are those already there."""
     ours = base.to_dict()
     there = settings_of(folder)["settings"]
-    theirs = TrainConfig().to_dict() | there  # a version that did not know a field did what its default does
-    differ = [key for key in ours if there and key not in FREE_FIELDS and theirs[key] != ours[key]]
+    differ = other_settings(there, ours) if there else ""
     if differ:
-        pairs = ", ".join(f"{key}={theirs[key]} there and {ours[key]} now" for key in differ)
-        raise ValueError(f"{folder} holds a sweep with other settings ({pairs}); give another --out")
+        raise ValueError(f"{folder} holds a sweep with other settings ({differ}); give another --out")
     if not there:
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{PLAN}.{os.getpid()}"
-        part.write_text(json.dumps({"settings": ours, "paper": paper}, indent=1) + "\n")
-        os.replace(part, folder / PLAN)
+        files.write(folder / PLAN, (json.dumps({"settings": ours, "paper": paper}, indent=1) + "\n").encode())

@@ -271,7 +271,10 @@ class SparseConv2d(nn.Module):
         return torch.tensor([list(PATTERNS).index(pattern), seed, repaired])
 
     def set_extra_state(self, state: Tensor) -> None:
-        pattern, seed, repaired = (int(v) for v in state)
+        whole = isinstance(state, Tensor) and state.dtype == torch.int64 and state.shape == (3,)
+        pattern, seed, repaired = state.tolist() if whole else (-1, 0, 0)
+        if not (0 <= pattern < len(PATTERNS) and repaired >= 0):
+            raise ValueError(f"_extra_state must be (pattern, seed, repaired), three int64, got {state!r}")
         self._drawn = (list(PATTERNS)[pattern], seed, repaired)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -286,7 +289,8 @@ class SparseConv2d(nn.Module):
                     indices.numpy(force=True),
                     self.groups,
                 )
-                if (pattern.connections, *self.kernel_size) == tuple(weight.shape) and pattern != self.connectivity:
+                known = None if self.indptr.is_meta else self.connectivity
+                if (pattern.connections, *self.kernel_size) == tuple(weight.shape) and pattern != known:
                     self.replace_connectivity(pattern, torch.empty_like(weight, device=self.weight.device))
             except ValueError as error:
                 errors: list[str] = rest[-1]

@@ -30,6 +30,12 @@ def names() -> list[str]:
     return list(_OURS)
 
 
+def is_factory(model: str) -> bool:
+    """Whether `create` would import a module of somebody else's and call a function in it."""
+    source, colon, _ = model.partition(":")
+    return bool(colon) and source not in _MAKERS
+
+
 def create(
     model: str, *, num_classes: int | None = None, in_channels: int | None = None, image_size: int | None = None
 ) -> nn.Module:
@@ -46,7 +52,7 @@ def create(
         if model not in _OURS:
             raise ValueError(f"no model named {model!r}: choose {', '.join(_OURS)}, or give {_FORMS}")
         return _OURS[model](**given)
-    maker = {"torchvision": _from_torchvision, "timm": _from_timm}.get(source)
+    maker = _MAKERS.get(source)
     return maker(name, **given) if maker else _from_factory(source, name, given)
 
 
@@ -79,6 +85,9 @@ def _from_timm(
     size = network.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
     network.input_shape = (in_channels, *((image_size, image_size) if image_size else size))
     return network
+
+
+_MAKERS: dict[str, Callable[..., nn.Module]] = {"torchvision": _from_torchvision, "timm": _from_timm}
 
 
 def _from_factory(module: str, name: str, given: dict[str, Any]) -> nn.Module:

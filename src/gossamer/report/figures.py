@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gossamer import files
 from gossamer.experiments.results import Cost, Point, Row, curves, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 LABELS = {"thin": "dense, thinned channels", "sparse": "sparse connections", "hybrid": "thinned and sparse"}
 COLOURS = {"thin": "#1f77b4", "sparse": "#d62728", "hybrid": "#2ca02c"}
@@ -32,10 +35,10 @@ def draw(rows: Sequence[Row], out: Path, *, title: str) -> list[Path]:
     Returns the files written. The mean over rounds is drawn, with its standard deviation as a bar.
     """
     points = summarise(rows)
-    files = _draw(points, SIZE, out / "accuracy", title)
+    paths = _draw(points, SIZE, out / "accuracy", title)
     if any(p.ms_image is not None for p in points):
-        files += _draw(points, TIME, out / "latency", title)
-    return files
+        paths += _draw(points, TIME, out / "latency", title)
+    return paths
 
 
 def _draw(points: Sequence[Point], kinds: Sequence[Cost], stem: Path, title: str) -> list[Path]:
@@ -49,12 +52,29 @@ def _draw(points: Sequence[Point], kinds: Sequence[Cost], stem: Path, title: str
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write the figure as `stem`.svg and `stem`.png, without the date, so that the same lines give the same files."""
+    """Write a figure as `.svg` and `.png`; names that it shows may hold any character, also those of mathtext. Without
+    the date, so that the same lines give the same files.
+    """
+    for text in _texts(figure):
+        text.set_parse_math(False)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png")]
-    for file in files:
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else {})
-    return files
+    paths = [stem.with_name(stem.name + suffix) for suffix in (".svg", ".png")]
+    for path in paths:
+        content = io.BytesIO()
+        kind = path.suffix[1:]
+        figure.savefig(content, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
+        files.write(path, content.getbuffer())
+    return paths
+
+
+def _texts(figure: Figure) -> Iterator[Text]:
+    """Titles, labels and legends; numbers on logarithmic axes are written in mathtext and stay so."""
+    yield from figure.texts
+    for axes in figure.axes:
+        yield from (axes.title, axes.xaxis.label, axes.yaxis.label)
+        legend = axes.get_legend()
+        if legend is not None:
+            yield from legend.get_texts()
 
 
 def _plot(axes: Axes, points: Sequence[Point], kind: Cost) -> None:

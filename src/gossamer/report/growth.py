@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -10,7 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gossamer.experiments.results import Row, done, read
+from gossamer.experiments import results
+from gossamer.experiments.results import Row, done
 from gossamer.report import figures, tables
 from gossamer.report import page as pages
 
@@ -86,7 +86,7 @@ HEADINGS = (
 
 def is_growth(rows: Sequence[Row]) -> bool:
     """Whether result lines are those of `gossamer grow`."""
-    return any("curve" in row for row in rows)
+    return bool(_measured(rows))
 
 
 def growths(row: Row) -> list[Growth]:
@@ -124,9 +124,14 @@ def summarise(rows: Sequence[Row]) -> list[Line]:
 def _by_course(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The runs that ended well by course, the dense network first."""
     courses: dict[str, list[Row]] = {}
-    for row in sorted(done(rows), key=lambda row: row["method"] != "dense"):
+    for row in sorted(_measured(rows), key=lambda row: row["method"] != "dense"):
         courses.setdefault(row["method"], []).append(row)
     return courses
+
+
+def _measured(rows: Sequence[Row]) -> list[Row]:
+    """The runs that ended well and have a curve."""
+    return [row for row in done(rows) if "curve" in row]
 
 
 def _line(course: str, rows: Sequence[Row], goal: float | None) -> Line:
@@ -195,22 +200,17 @@ def cells(line: Line) -> list[str]:
 
 def show(folder: Path) -> None:
     """Print the table of a folder that `gossamer grow` wrote, and write its table, figures and page."""
-    rows = read(folder)
-    if not done(rows):
-        errors = "; ".join(f"{row['run']}: {row.get('error')}" for row in rows)
-        raise ValueError(f"{folder} holds no finished run to report on ({errors})")
+    rows = results.finished(folder)
+    if not is_growth(rows):
+        raise ValueError(f"{folder} holds no run that ended well and has a curve")
     lines = summarise(rows)
-    config = rows[0]["config"]
-    title = f"Incremental training: {config['model']} on {config['data']}"
-    with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(Line.__dataclass_fields__)
-        writer.writerows(astuple(line) for line in lines)
-    files = draw(rows, folder / "figures" / "growth", title)
+    title = f"Incremental training: {results.title(rows)}"
+    pages.write_table(folder / "table.csv", Line.__dataclass_fields__, (astuple(line) for line in lines))
+    paths = draw(rows, folder / "figures" / "growth", title)
     page = folder / "report.html"
-    page.write_text(_page(rows, lines, title), encoding="utf-8")
+    pages.write_page(page, _page(rows, lines, title))
     tables.show(title, HEADINGS, [cells(line) for line in lines])
-    print(f"figures: {files[0]}\ntable:   {folder / 'table.csv'}\nreport:  {page.resolve()}")
+    print(f"figures: {paths[0]}\ntable:   {folder / 'table.csv'}\nreport:  {page.resolve()}")
 
 
 @dataclass(frozen=True)
@@ -255,8 +255,9 @@ class MeanCurve:
 
 
 def mean_curves(rows: Sequence[Row]) -> list[MeanCurve]:
-    """One for each course, the dense network first."""
-    return [MeanCurve.of(name, group) for name, group in _by_course(rows).items()]
+    """One for each course, the dense network first; none for a course whose rounds have no step in common."""
+    curves = [MeanCurve.of(name, group) for name, group in _by_course(rows).items()]
+    return [curve for curve in curves if curve.accuracy]
 
 
 def draw(rows: Sequence[Row], stem: Path, title: str) -> list[Path]:
@@ -266,7 +267,7 @@ def draw(rows: Sequence[Row], stem: Path, title: str) -> list[Path]:
     figure = Figure(figsize=(13, 4), layout="constrained")
     curves = mean_curves(rows)
     colours = _colours(curves)
-    best = max(max(curve.accuracy) for curve in curves)
+    best = max((max(curve.accuracy) for curve in curves), default=0.0)
     for index, (field, label) in enumerate(AXES.items(), start=1):
         axes = figure.add_subplot(1, len(AXES), index)
         for curve in curves:
@@ -293,7 +294,7 @@ def _colours(curves: Sequence[MeanCurve]) -> dict[str, str]:
 
 
 def _page(rows: Sequence[Row], lines: Sequence[Line], title: str) -> str:
-    finished, curves = done(rows), mean_curves(rows)
+    finished, curves = _measured(rows), mean_curves(rows)
     dense = next((line for line in lines if line.course == "dense"), None)
     return pages.render(
         title=title,
@@ -306,7 +307,9 @@ def _page(rows: Sequence[Row], lines: Sequence[Line], title: str) -> str:
             "steps": [_step_cells(growth) for row in finished for growth in growths(row)],
         },
         failed=[row for row in rows if row.get("status") == "failed"],
-        configuration={k: v for k, v in finished[0]["config"].items() if k != "seed" and not k.startswith("grow_")},
+        configuration={
+            k: v for k, v in finished[0].get("config", {}).items() if k != "seed" and not k.startswith("grow_")
+        },
         machine={**finished[0].get("machine", {}), "gossamer": finished[0].get("version", "")},
     )
 

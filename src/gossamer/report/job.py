@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from gossamer.experiments import grow, workers
-from gossamer.experiments.results import read, summarise
+from gossamer.experiments.results import read, summarise, title
 from gossamer.experiments.sweep import Execute, Size, describe, sweep
 from gossamer.report import growth, page, tables
 from gossamer.training.config import TrainConfig
@@ -81,7 +81,7 @@ def show(folder: Path) -> None:
     if growth.is_growth(rows):
         return growth.show(folder)
     written = page.write(folder)
-    tables.show_points(summarise(rows), f"{rows[0]['config']['model']} on {rows[0]['config']['data']}")
+    tables.show_points(summarise(rows), title(rows))
     print(f"figures: {', '.join(str(path) for path in written.figures if path.suffix == '.svg')}")
     print(f"table:   {written.table}")
     print(f"report:  {written.page.resolve()}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gossamer import files
 from gossamer.experiments import paper
-from gossamer.experiments.results import COLUMNS, Cost, Point, Row, curves, done, pareto, read, summarise
+from gossamer.experiments.results import COLUMNS, Cost, Point, Row, curves, done, finished, pareto, summarise, title
 from gossamer.experiments.sweep import settings_of
 from gossamer.report import figures
 
@@ -35,16 +37,13 @@ def write(folder: Path) -> Report:
     A sweep that is one of the paper's experiments gets the paper's numbers beside its own. A folder without a finished
     run is a `ValueError`.
     """
-    rows = read(folder)
-    if not done(rows):
-        errors = "; ".join(f"{row['run']}: {row.get('error')}" for row in rows)
-        raise ValueError(f"{folder} holds no finished run to report on ({errors or 'it has no result lines'})")
+    rows = finished(folder)
     points = summarise(rows)
     table = folder / "table.csv"
     write_csv(points, table)
     page = folder / "report.html"
-    page.write_text(_page(rows, points, _beside(folder, rows)), encoding="utf-8")
-    return Report(page, table, figures.draw(rows, folder / "figures", title=_title(rows)))
+    write_page(page, _page(rows, points, _beside(folder, rows)))
+    return Report(page, table, figures.draw(rows, folder / "figures", title=title(rows)))
 
 
 def _beside(folder: Path, rows: Sequence[Row]) -> paper.Beside | None:
@@ -54,10 +53,21 @@ def _beside(folder: Path, rows: Sequence[Row]) -> paper.Beside | None:
 
 def write_csv(points: Sequence[Point], path: Path) -> None:
     """The table of the report, one line for each method and size, unrounded; `COLUMNS` names the columns."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows([getattr(point, field) for field in COLUMNS] for point in points)
+    write_table(path, COLUMNS, ([getattr(point, field) for field in COLUMNS] for point in points))
+
+
+def write_table(path: Path, headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """A CSV file, at once."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(headings)
+    writer.writerows(rows)
+    files.write(path, text.getvalue().encode(errors="replace"))
+
+
+def write_page(path: Path, text: str) -> None:
+    """An HTML page, at once."""
+    files.write(path, text.encode(errors="replace"))
 
 
 def cells(point: Point) -> list[str]:
@@ -101,32 +111,27 @@ def matched(points: Sequence[Point]) -> list[list[str]]:
     ]
 
 
-def _title(rows: Sequence[Row]) -> str:
-    config = rows[0]["config"]
-    return f"{config['model']} on {config['data']}"
-
-
 def _page(rows: Sequence[Row], points: Sequence[Point], beside: paper.Beside | None) -> str:
     kinds: list[Cost] = ["params", "madds", "ms_image", "ms_batch"]
     kinds = [kind for kind in kinds if any(p.cost(kind) is not None for p in points)]
     front = pareto(points, "params")
-    finished = done(rows)
+    ended = done(rows)
     return render(
-        title=_title(rows),
-        subtitle=_subtitle(finished),
+        title=title(rows),
+        subtitle=_subtitle(ended),
         timed="ms_image" in kinds,
         plots=[html(_cost_figure(points, kind)) for kind in kinds],
         training=[
-            html(_history_figure(finished, "test_accuracy", "test accuracy, %", 100)),
-            html(_history_figure(finished, "loss", "training loss", 1)),
+            html(_history_figure(ended, "test_accuracy", "test accuracy, %", 100)),
+            html(_history_figure(ended, "loss", "training loss", 1)),
         ],
         headings=COLUMNS.values(),
         table=[{"front": point in front, "cells": cells(point)} for point in points],
         matched=matched(points),
         paper=beside,
         failed=[row for row in rows if row.get("status") == "failed"],
-        configuration={k: v for k, v in finished[0]["config"].items() if k not in OWN_FIELDS},
-        machine={**finished[0].get("machine", {}), "gossamer": finished[0].get("version", "")},
+        configuration={k: v for k, v in ended[0].get("config", {}).items() if k not in OWN_FIELDS},
+        machine={**ended[0].get("machine", {}), "gossamer": ended[0].get("version", "")},
     )
 
 
@@ -197,7 +202,9 @@ def _history_figure(rows: Sequence[Row], field: str, axis: str, scale: float) ->
     figure = go.Figure()
     colours = {**figures.COLOURS, "dense": "#444444"}
     alphas = sorted({row["alpha"] for row in rows})
-    for row in sorted(rows, key=lambda row: (row["method"], row["alpha"], row["round"])):
+    for row in sorted(rows, key=lambda row: (row["method"], row["alpha"], row.get("round", 0))):
+        if not row.get("history"):
+            continue
         label = f"{row['method']} {row['alpha']:.3g}"
         figure.add_scatter(
             x=[entry["epoch"] for entry in row["history"]],
@@ -206,7 +213,7 @@ def _history_figure(rows: Sequence[Row], field: str, axis: str, scale: float) ->
             legendgroup=label,
             showlegend=all(trace.legendgroup != label for trace in figure.data),
             mode="lines+markers" if len(row["history"]) < 2 else "lines",
-            line={"color": colours[row["method"]], "width": 1.4},
+            line={"color": colours.get(row["method"], "#999999"), "width": 1.4},
             opacity=0.35 + 0.65 * (alphas.index(row["alpha"]) + 1) / len(alphas),
             hovertemplate=f"{row['run']}<br>epoch %{{x}}: %{{y:.4g}}<extra></extra>",
         )

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,12 @@ class TrainConfig:
     """Steps between checkpoints inside an epoch; 0 writes one after each epoch only."""
 
     def __post_init__(self) -> None:
+        for name, kinds in _kinds().items():
+            _check_kind(getattr(self, name), name, kinds)
         _between(self.width, "width", 0, 1)
         _between(self.density, "density", 0, 1)
-        _between(self.batch_size, "batch_size", 0)
-        _between(self.epochs, "epochs", 0)
-        _between(self.divisor, "divisor", 0)
+        for name in ("batch_size", "epochs", "divisor"):
+            _between(getattr(self, name), name, 0, _MANY)
         _between(self.lr, "lr", 0)
         if self.grow_from is not None:
             _between(self.grow_from, "grow_from", 0, 1)
@@ -109,18 +113,21 @@ class TrainConfig:
                 raise ValueError(
                     f"grow_from is {self.grow_from}; it must be below {self.density:g}, the density it grows to"
                 )
-        _between(self.grow_every, "grow_every", 0)
+        _between(self.grow_every, "grow_every", 0, _MANY)
         _between(self.grow_factor, "grow_factor", 1)
         _between(self.grow_until, "grow_until", 0, 1)
-        for name in ("weight_decay", "warmup_epochs", "workers", "checkpoint_steps"):
-            _between(getattr(self, name), name, 0, closed=True)
+        for name, most in (("weight_decay", math.inf), ("warmup_epochs", _MANY), ("checkpoint_steps", _MANY)):
+            _between(getattr(self, name), name, 0, most, closed=True)
+        _between(self.workers, "workers", 0, 1024, closed=True)
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed is {_short(self.seed)}; it must lie within 63 bits")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
-        for name in ("clip_norm", "threads", "image_size"):
+        for name, most in (("clip_norm", math.inf), ("threads", 1024), ("image_size", 4096)):
             if getattr(self, name) is not None:
-                _between(getattr(self, name), name, 0)
+                _between(getattr(self, name), name, 0, most)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as a flat, JSON-able dictionary."""
@@ -128,7 +135,9 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`. Raises ValueError for names that this version does not know."""
+        """The inverse of `to_dict`. Raises ValueError for names and values that this version does not know."""
+        if not isinstance(values, dict):
+            raise ValueError(f"a training configuration is a mapping of its fields, not a {type(values).__name__}")
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(
@@ -139,6 +148,16 @@ class TrainConfig:
 
 FREE_FIELDS = ("threads", "workers", "device", "data_root", "checkpoint_steps")
 """Fields that may change when a run goes on: they decide where and how fast it trains, not what."""
+
+
+def other_settings(there: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """The settings that differ and may not when a run goes on, as text; empty when none do.
+
+    `there` may come from a version that did not know a field: that one did what the field's default does.
+    """
+    theirs = {**_defaults(), **there}
+    differ = [name for name in ours if name not in FREE_FIELDS and theirs[name] != ours[name]]
+    return ", ".join(f"{name}={theirs[name]} there and {ours[name]} now" for name in differ)
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
@@ -155,11 +174,57 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     return config.lr
 
 
+_MANY = 10**12
+"""More than any count of steps, epochs, images or channels, and still exact as a float."""
+
+
+_LARGEST = 1e300
+
+
+@cache
+def _kinds() -> dict[str, tuple[Any, ...]]:
+    """What each field may be: types, None, and the values of literals."""
+    kinds = {}
+    for name, hint in get_type_hints(TrainConfig).items():
+        parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        kinds[name] = tuple(v for part in parts for v in (get_args(part) if get_origin(part) is Literal else (part,)))
+    return kinds
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+
+
+_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "nothing"}
+
+
+def _check_kind(value: Any, name: str, kinds: tuple[Any, ...]) -> None:
+    """Raise ValueError unless a value is of one of these types, or is one of these literals."""
+    for kind in kinds:
+        if not isinstance(kind, type):
+            if isinstance(value, str) and value == kind:
+                return
+        elif type(value) is kind or (kind is float and type(value) is int) or (kind is str and isinstance(value, str)):
+            return
+    *others, last = [_WORDS.get(kind, repr(kind)) for kind in kinds]
+    wanted = f"{', '.join(others)} or {last}" if others else last
+    raise ValueError(f"{name} is {_short(value)}; it must be {wanted}")
+
+
+def _short(value: Any) -> str:
+    """A value as it may be printed: huge integers cannot be, and long texts should not."""
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return "a number of more than 18 digits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _between(value: float, name: str, low: float, high: float = math.inf, closed: bool = False) -> None:
     """Raise ValueError unless low < value <= high (low <= value when closed)."""
-    if not (low <= value if closed else low < value) or not value <= high or math.isinf(value):
+    if not (low <= value if closed else low < value) or not value <= high or abs(value) > _LARGEST:
         limit = f"{'at least' if closed else 'above'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
-        raise ValueError(f"{name} is {value}; it must be {limit}")
+        raise ValueError(f"{name} is {_short(value)}; it must be {limit}")
 
 
 RECIPES = {

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import platform
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +17,9 @@ from typing import Any
 import torch
 
 import gossamer
+from gossamer import files
 from gossamer.data import Description
-from gossamer.training import checkpoint
-from gossamer.training.config import FREE_FIELDS, TrainConfig
+from gossamer.training.config import TrainConfig, other_settings
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,21 @@ class Result:
     version: str
     machine: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        numbers = files.is_number(self.accuracy) and files.is_number(self.train_seconds)
+        counts = files.is_count(self.params) and files.is_count(self.madds)
+        mappings = all(isinstance(part, dict) for part in (self.config, self.skipped, self.machine))
+        if not (numbers and counts and mappings and are_records(self.history) and isinstance(self.version, str)):
+            raise ValueError("its fields are not those of a result")
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def are_records(history: Any) -> bool:
+    """Whether this is what the epochs of a run leave: numbers by name, an entry an epoch."""
+    entries = history if isinstance(history, list) else [None]
+    return all(isinstance(e, dict) and all(files.is_number(v) for v in e.values()) for e in entries)
 
 
 class RunFolder:
@@ -50,6 +67,46 @@ class RunFolder:
         self.model = self.path / "model.safetensors"
         self.result = self.path / "result.json"
         self.tensorboard = self.path / "tensorboard"
+        self.lock = self.path / "lock"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Have the folder, made if need be, to oneself. Raises FileExistsError that names the process that has it.
+
+        The lock ends with its process, however that ends. A folder that was made here and stays empty is removed.
+        """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = self._lock()
+            try:
+                files.remove_parts(self.path)
+                yield
+            finally:
+                self.lock.unlink(missing_ok=True)
+                os.close(handle)
+        finally:
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
+
+    def _lock(self) -> int:
+        """The open, locked file. A lock of the process, not of the file: workers that it forks do not keep it alive."""
+        while True:
+            handle = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self.lock.exists() and os.path.samestat(os.fstat(handle), self.lock.stat()):
+                    os.truncate(handle, 0)
+                    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                    return handle
+            except (BlockingIOError, PermissionError):  # which of them, depends on the system
+                there = os.read(handle, 200).decode(errors="replace") or "another process"
+                os.close(handle)
+                raise FileExistsError(
+                    f"{there} is training in {self.path}; wait for it or give another folder"
+                ) from None
+            os.close(handle)  # the process that had it removed the file meanwhile
 
     def claim(self, config: TrainConfig, resume: bool) -> Result | None:
         """Check that `config` may train here; the result, if it already has.
@@ -60,11 +117,9 @@ class RunFolder:
             return None
         if not resume:
             raise FileExistsError(f"{self.path} already holds a run; resume it (--resume) or give another folder")
-        there, ours = self.read_config()[0].to_dict(), config.to_dict()
-        differ = [name for name in ours if name not in FREE_FIELDS and there[name] != ours[name]]
+        differ = other_settings(self.read_config()[0].to_dict(), config.to_dict())
         if differ:
-            pairs = ", ".join(f"{name}={there[name]} there and {ours[name]} now" for name in differ)
-            raise ValueError(f"{self.path} holds a run with other settings ({pairs}); give another folder")
+            raise ValueError(f"{self.path} holds a run with other settings ({differ}); give another folder")
         return self.read_result() if self.result.exists() else None
 
     def read_result(self) -> Result:
@@ -72,22 +127,21 @@ class RunFolder:
         if not self.result.is_file():
             raise FileNotFoundError(f"{self.path} holds no finished run: it has no {self.result.name}")
         try:
-            return Result(**json.loads(self.result.read_text()))
+            return Result(**files.read_json(self.result))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self.result} is damaged or from another version: {error}") from None
 
     def start(self, config: TrainConfig, description: Description) -> None:
-        """Make the folder and write what the model needs to be built again."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Write what the model needs to be built again."""
         parts = {"config": config.to_dict(), "data": dataclasses.asdict(description), "version": gossamer.__version__}
-        checkpoint.write(self.config, json.dumps(parts, indent=1).encode())
+        files.write(self.config, json.dumps(parts, indent=1).encode())
 
     def read_config(self) -> tuple[TrainConfig, Description]:
         """The configuration and data set description of the run. Raises FileNotFoundError or ValueError."""
         if not self.config.is_file():
             raise FileNotFoundError(f"{self.path} is no run folder: it has no {self.config.name}")
         try:
-            parts = json.loads(self.config.read_text())
+            parts = files.read_json(self.config)
             data: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in parts["data"].items()}
             return TrainConfig.from_dict(parts["config"]), Description(**data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

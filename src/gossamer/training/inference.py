@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from gossamer import models
 from gossamer.data import Description
 from gossamer.data.folder import UNREADABLE, read_picture
 from gossamer.storage import load as load_model
 from gossamer.training import build
+from gossamer.training.config import TrainConfig
 from gossamer.training.distributed import join
 from gossamer.training.evaluation import evaluate as _evaluate
 from gossamer.training.evaluation import logits
@@ -29,23 +31,42 @@ class Prediction:
     classes: tuple[tuple[str, float], ...]
 
 
-def load_trained(run: str | Path) -> tuple[nn.Module, Description]:
+def load_trained(run: str | Path, *, trust: bool = False) -> tuple[nn.Module, Description]:
     """The trained network of a run folder, and what it was trained on.
 
-    Raises FileNotFoundError when there is none, ValueError when its files are damaged.
+    A network `package.module:factory` is somebody's code, which building it runs: that only happens with `trust`.
+
+    Raises FileNotFoundError when there is none, ValueError when its files are damaged or name code that is not trusted.
     """
     folder = RunFolder(run)
-    config, description = folder.read_config()
+    config, description = _known(folder, trust)
     if not folder.model.exists():
         raise FileNotFoundError(f"{folder.path} holds no trained model yet; finish its training (--resume)")
-    model = build.build_model(config, description, grown=True)
-    load_model(model, folder.model)
-    return model.eval(), description
+    if config.model in models.names():  # whose sizes follow from what the folder says: memory for what its file holds
+        channels, side = description.image_shape[:2]
+        with torch.device("meta"):
+            model = models.create(
+                config.model, num_classes=description.num_classes, in_channels=channels, image_size=side
+            )
+    else:
+        model = build.build_model(config, description, grown=True)
+    return load_model(model, folder.model).eval(), description
 
 
-def evaluate(run: str | Path, *, data_root: str | None = None) -> dict[str, Any]:
-    """Accuracy and mean loss of a run's network on its test set, JSON-able."""
-    model, description = load_trained(run)
+def _known(folder: RunFolder, trust: bool) -> tuple[TrainConfig, Description]:
+    """What the folder says of its run, unless that would run code without leave."""
+    config, description = folder.read_config()
+    if models.is_factory(config.model) and not trust:
+        raise ValueError(
+            f"{folder.config} names the network {config.model!r}, which is code that building it would run; "
+            "if you trust it, say so (--trust)"
+        )
+    return config, description
+
+
+def evaluate(run: str | Path, *, data_root: str | None = None, trust: bool = False) -> dict[str, Any]:
+    """Accuracy and mean loss of a run's network on its test set, JSON-able. `trust` as for `load_trained`."""
+    model, description = load_trained(run, trust=trust)
     config = RunFolder(run).read_config()[0]
     dataset = build.load_data(dataclasses.replace(config, data_root=data_root or config.data_root))
     if (dataset.classes, dataset.image_shape) != (description.classes, description.image_shape):
@@ -69,13 +90,15 @@ def evaluate(run: str | Path, *, data_root: str | None = None) -> dict[str, Any]
 
 
 @torch.no_grad()
-def predict(run: str | Path, images: Sequence[str | Path], *, top: int = 5) -> list[Prediction]:
+def predict(run: str | Path, images: Sequence[str | Path], *, top: int = 5, trust: bool = False) -> list[Prediction]:
     """The `top` most probable classes of each picture file, by a run's network.
 
     Pictures are brought to the network's channels and size: the shorter side fitted, the middle cut out.
-    Raises FileNotFoundError or ValueError for a file that is missing or no picture.
+    Raises FileNotFoundError or ValueError for a file that is missing or no picture. `trust` as for `load_trained`.
     """
-    model, description = load_trained(run)
+    if top < 1:
+        raise ValueError(f"top is {top}; it must be at least 1")
+    model, description = load_trained(run, trust=trust)
     predictions = []
     for path in images:
         if not Path(path).is_file():

@@ -21,7 +21,7 @@ from gossamer.connectivity.hashing import derive
 from gossamer.data.split import steps_per_epoch
 from gossamer.kernels import policy
 from gossamer.surgery.widen import Widening
-from gossamer.training import build, checkpoint
+from gossamer.training import build, checkpoint, restoring
 from gossamer.training.config import TrainConfig, learning_rate
 from gossamer.training.distributed import Team
 from gossamer.training.evaluation import evaluate, logits
@@ -143,6 +143,8 @@ class Run:
         self.team.share_buffers(self.model)
         loss, accuracy, speed = self.totals.averages
         test_loss, test_accuracy = evaluate(self.model, self.dataset.test, self.prepare, self.batch_size, self.team)
+        if not math.isfinite(test_loss):
+            raise self._diverged("the test loss is")
         record = {
             "epoch": self.step // self.steps_per_epoch,
             "step": self.step,
@@ -173,21 +175,36 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
         return {
+            "config": self.config.to_dict(),
             "step": self.step,
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
             "totals": asdict(self.totals),
             "history": self.history,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self.scaler.state_dict(),
         }
+
+    def resume(self) -> None:
+        """Go on from the checkpoint in the folder. Raises ValueError when it is damaged or another run's."""
+        state = checkpoint.load(self.folder.checkpoint)
+        try:
+            restoring.check(self, state)
+            self.restore(state)
+        except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{self.folder.checkpoint} is not of this run ({reason}); remove it to start anew"
+            ) from error
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`; sparse layers take over the patterns in it."""
         self.model.load_state_dict(state["model"])
         self._arrange()
-        self.optimizer.load_state_dict(state["optimizer"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        restoring.check_optimizer(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         self.cpu_seconds = state["cpu_seconds"]

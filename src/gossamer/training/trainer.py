@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import gossamer
+from gossamer import files
 from gossamer.connectivity.hashing import derive
 from gossamer.graph.accounting import count
 from gossamer.storage import save as save_model
-from gossamer.training import build, checkpoint
+from gossamer.training import build
 from gossamer.training.config import TrainConfig
-from gossamer.training.distributed import join
+from gossamer.training.distributed import Team, join
 from gossamer.training.folder import Result, RunFolder, machine
 from gossamer.training.interrupt import StopRequest, stop_requests
 from gossamer.training.progress import Reporter
@@ -38,14 +39,15 @@ def train(
     """Train the network that `config` describes; its folder `out` then holds model.safetensors and result.json.
 
     With `resume` a run that was stopped goes on from its checkpoint, one that has not begun begins, and of one that has
-    ended the result is returned. Under torchrun all processes train one network.
+    ended the result is returned. Under torchrun all processes train one network. The network is the one that `config`
+    names, never one that a file in the folder does.
 
-    Raises ValueError or an OSError such as FileNotFoundError for impossible requests, `Interrupted` after Ctrl-C and
-    `DivergenceError` when the loss is no number; each is one sentence.
+    Raises ValueError or an OSError such as FileNotFoundError for impossible requests and for a folder in which another
+    process trains, `Interrupted` after Ctrl-C and `DivergenceError` when the loss is no number; each is one sentence.
     """
     team = join(config.device)
-    with _settings(config):
-        folder = RunFolder(out)
+    folder = RunFolder(out)
+    with _settings(config), _alone(folder, team):
         ended = folder.claim(config, resume)
         team.wait()  # none writes before all have looked
         if ended is not None:
@@ -56,7 +58,7 @@ def train(
         if team.leads:
             folder.start(config, run.dataset.description)
         if resume and folder.checkpoint.exists():
-            run.restore(checkpoint.load(folder.checkpoint))
+            run.resume()
         reporter = Reporter(run.total_steps, run.step, config.epochs, show=progress and team.leads)
         with stop_requests() as stop, _curves(run) as curves, reporter:
             _fit(run, stop, reporter, curves, after_step)
@@ -109,10 +111,25 @@ def _finish(run: Run) -> Result:
     )
     if run.team.leads:
         save_model(run.model, run.folder.model)
-        checkpoint.write(run.folder.result, json.dumps(result.to_dict(), indent=1).encode())
+        files.write(run.folder.result, json.dumps(result.to_dict(), indent=1).encode())
         run.folder.checkpoint.unlink()
     run.team.wait()
     return result
+
+
+@contextmanager
+def _alone(folder: RunFolder, team: Team) -> Iterator[None]:
+    """The folder held by the leading process for the team; an error in all of them when it cannot be."""
+    with ExitStack() as stack:
+        refused: OSError | None = None
+        if team.leads:
+            try:
+                stack.enter_context(folder.held())
+            except OSError as error:
+                refused = error
+        if team.sum(refused is not None)[0]:
+            raise refused or FileExistsError(f"another process is training in {folder.path}")
+        yield
 
 
 @contextmanager
