@@ -203,7 +203,7 @@ def _check_kind(value: Any, name: str, kinds: tuple[Any, ...]) -> None:
     """Raise ValueError unless a value is of one of these types, or is one of these literals."""
     for kind in kinds:
         if not isinstance(kind, type):
-            if isinstance(value, str) and value == kind:
+            if type(value) is type(kind) and value == kind:
                 return
         elif type(value) is kind or (kind is float and type(value) is int) or (kind is str and isinstance(value, str)):
             return
