@@ -114,6 +114,9 @@ class Bench:
         from gossamer import models
         from gossamer.experiments import bench
 
+        for number in self.threads:
+            if number != int(number) or not 1 <= number <= MOST_THREADS:
+                raise ValueError(f"--threads takes whole numbers from 1 to {MOST_THREADS}, got {number:g}")
         model = models.create(self.model)
         shape = self.input or getattr(model, "input_shape", None)
         if shape is None:

@@ -223,7 +223,11 @@ class SparseConv2d(nn.Module):
         return torch.tensor([PATTERNS.index(pattern), seed, repaired])
 
     def set_extra_state(self, state: Tensor) -> None:
-        pattern, seed, repaired = (int(v) for v in state)
+        if not isinstance(state, Tensor) or state.shape != (3,) or state.dtype != torch.int64:
+            raise ValueError(f"the extra state of a SparseConv2d is three int64 numbers, got {state!r:.100}")
+        pattern, seed, repaired = state.tolist()
+        if not 0 <= pattern < len(PATTERNS) or repaired < 0:
+            raise ValueError(f"the extra state of a SparseConv2d is [pattern, seed, repaired], pattern below {len(PATTERNS)}, got {[pattern, seed, repaired]}")
         self._drawn = (PATTERNS[pattern], seed, repaired)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -10,6 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+MOST_THREADS = max(64, os.cpu_count() or 1)
+"""More threads than processors gain nothing, and with thousands PyTorch ends the process."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -118,6 +121,8 @@ class TrainConfig:
         for name in ("clip_norm", "threads", "image_size"):
             if getattr(self, name) is not None:
                 _between(getattr(self, name), name, 0)
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ValueError(f"threads is {self.threads}; this machine can use {MOST_THREADS} at most")
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as a flat, JSON-able dictionary."""
