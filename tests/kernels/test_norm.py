@@ -242,7 +242,9 @@ def test_nothing_outside_the_tensors_is_touched(area: int, at_end: bool, relu: i
     call = norm._Norm(batch, channels, area)
     addresses = mean.address, variance.address
     rest = batch * channels * area, channels, 2
-    assert LIBRARY.gossamer_batch_norm(call, x.address, None, shift.address, EPS, relu, *addresses, y.address, *rest) == 0
+    assert (
+        LIBRARY.gossamer_batch_norm(call, x.address, None, shift.address, EPS, relu, *addresses, y.address, *rest) == 0
+    )
     assert (y.values == 1).all()
     assert (mean.values == 2).all()
     assert (variance.values == 0).all()

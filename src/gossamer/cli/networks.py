@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from gossamer.cli.options import Model, Numbers, Shape
-from gossamer.training.config import TrainConfig
+from gossamer.training.config import MOST_THREADS, TrainConfig
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ class Connectivity:
         for name in ("indptr", "indices"):
             given = np.asarray(getattr(self, name))
             if given.size and (given.dtype.kind not in "iu" or not 0 <= given.min() <= given.max() < 2**31):
-                raise ValueError(f"{name} must be whole numbers from 0 to 2^31 - 1, got {given.dtype} {given.min()}..{given.max()}")
+                raise ValueError(
+                    f"{name} must be whole numbers from 0 to 2^31 - 1, got {given.dtype} {given.min()}..{given.max()}"
+                )
             array = given.astype(np.int32)
             array.setflags(write=False)
             object.__setattr__(self, name, array)

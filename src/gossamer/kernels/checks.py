@@ -1,7 +1,7 @@
 """What the three operators take: every backend asks here before it computes, and before native code is given addresses.
 
-Each function returns the output's shape, or raises TypeError (kinds of tensors) or ValueError (shapes, geometry, pattern) with a
-sentence that names the argument. What was found right is remembered, sizes by value and patterns by tensor and version, so that
+Each function returns the output's shape, or raises TypeError (kinds of tensors) or ValueError (shapes, geometry, pattern) with
+a sentence that names the argument. What was found right is remembered, sizes by value and patterns by tensor and version, so that
 a call costs a look-up or two. Sizes that are not known yet, while a compiler traces, are taken as they are.
 """
 
@@ -84,7 +84,10 @@ def _check_kinds(name: str, first: Tensor, other: str, second: Tensor, indptr: T
         and (kind.is_floating_point or kind.is_complex)
         and indptr.dtype == indices.dtype == torch.int32
         and first.layout == second.layout == indptr.layout == indices.layout == strided
-        and ((first.is_cpu and second.is_cpu and indptr.is_cpu and indices.is_cpu) or _one_device(first, second, indptr, indices))
+        and (
+            (first.is_cpu and second.is_cpu and indptr.is_cpu and indices.is_cpu)
+            or _one_device(first, second, indptr, indices)
+        )
     ):
         return
     tensors = {name: first, other: second, "indptr": indptr, "indices": indices}
@@ -95,7 +98,9 @@ def _check_kinds(name: str, first: Tensor, other: str, second: Tensor, indptr: T
         if tensors[called].dtype != torch.int32:
             raise TypeError(f"{called} must be int32, got {tensors[called].dtype}")
     if not _one_device(*tensors.values()):
-        raise ValueError(f"all tensors must be on one device, got {', '.join(f'{n} on {t.device}' for n, t in tensors.items())}")
+        raise ValueError(
+            f"all tensors must be on one device, got {', '.join(f'{n} on {t.device}' for n, t in tensors.items())}"
+        )
     raise TypeError(f"{name} and {other} must be of one floating-point type, got {first.dtype} and {second.dtype}")
 
 
@@ -137,7 +142,7 @@ def output_shape(
     dilation: tuple[int, ...],
     groups: int,
 ) -> tuple[int, int, int, int]:
-    """The output's shape for shapes and a geometry that fit each other, all of them plain numbers; `name` is said of the first."""
+    """The output's shape for shapes and a geometry that fit each other, all plain numbers; `name` is said of the first."""
     if len(input_shape) != 4 or not _within(input_shape[1:], 1) or not _within(input_shape[:1], 0):
         raise ValueError(f"{name} must be [n, c, h, w] with sizes from 1 to {MOST} (n from 0), got {[*input_shape]}")
     if len(kernels) != 3 or not _within(kernels[1:], 1):
@@ -145,7 +150,9 @@ def output_shape(
     if len(indptr) != 1 or not _within(indptr, 2):
         raise ValueError(f"indptr must be [outputs + 1], of one output at least, got {[*indptr]}")
     if len(indices) != 1 or kernels[0] != indices[0] or not _within(indices, 0):
-        raise ValueError(f"indices must be [connections], one for each kernel, got {[*indices]} for {kernels[0]} kernels")
+        raise ValueError(
+            f"indices must be [connections], one for each kernel, got {[*indices]} for {kernels[0]} kernels"
+        )
     for called, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         if len(value) != 2 or not _within(value, least):
             raise ValueError(f"{called} must be two numbers from {least} to {MOST}, got {[*value]}")
@@ -159,7 +166,9 @@ def output_shape(
             f"{[*kernels[1:]]}, stride {[*stride]}, padding {[*padding]} and dilation {[*dilation]}"
         )
     if batch * max(channels * input_shape[2] * input_shape[3], outputs * height * width) > 2**60:
-        raise ValueError(f"an input {[*input_shape]} with an output {[batch, outputs, height, width]} is more than fits memory")
+        raise ValueError(
+            f"an input {[*input_shape]} with an output {[batch, outputs, height, width]} is more than fits memory"
+        )
     return batch, outputs, height, width
 
 
@@ -188,9 +197,13 @@ def _check_pattern(indptr: Tensor, indices: Tensor, in_channels: int, groups: in
         state = None
     if found is not None and found[0]() is indices and found[1]() is indptr and found[2] == state:
         return
-    if not (_has_data(indptr) and _has_data(indices)):
+    if type(indptr) is not Tensor or type(indices) is not Tensor or indptr.is_meta:
         return
-    check_connections(_numbers(indptr), _numbers(indices), in_channels, groups)
+    try:
+        numbers = [(t if t.is_cpu else t.cpu()).numpy() for t in (indptr, indices)]
+    except RuntimeError:  # a transformation's wrapper, whose data cannot be seen
+        return
+    check_connections(numbers[0], numbers[1], in_channels, groups)
     if state is not None:
         forget = weakref.ref(indices, lambda _: _found_right.pop(key, None))
         _found_right[key] = (forget, weakref.ref(indptr), state)
@@ -199,7 +212,9 @@ def _check_pattern(indptr: Tensor, indices: Tensor, in_channels: int, groups: in
 def check_connections(indptr: np.ndarray, indices: np.ndarray, in_channels: int, groups: int) -> None:
     """Raises ValueError unless they are rows of ascending input channels, which stay in their groups."""
     if indptr[0] != 0 or indptr[-1] != len(indices) or (indptr[1:] < indptr[:-1]).any():
-        raise ValueError(f"indptr must rise from 0 to the {len(indices)} connections of indices, got {_summary(indptr)}")
+        raise ValueError(
+            f"indptr must rise from 0 to the {len(indices)} connections of indices, got {_summary(indptr)}"
+        )
     if len(indices) == 0:
         return
     if not 0 <= indices.min() <= indices.max() < in_channels:
@@ -211,20 +226,6 @@ def check_connections(indptr: np.ndarray, indices: np.ndarray, in_channels: int,
         rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
         if (indices // (in_channels // groups) != rows // ((len(indptr) - 1) // groups)).any():
             raise ValueError(f"indices must stay within the {groups} groups of channels")
-
-
-def _has_data(tensor: Tensor) -> bool:
-    if type(tensor) is not Tensor or tensor.is_meta:
-        return False
-    try:
-        tensor.data_ptr()
-    except RuntimeError:  # a transformation's wrapper
-        return False
-    return True
-
-
-def _numbers(tensor: Tensor) -> np.ndarray:
-    return (tensor if tensor.is_cpu else tensor.cpu()).numpy()
 
 
 def _summary(numbers: np.ndarray) -> str:

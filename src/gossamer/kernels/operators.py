@@ -192,7 +192,11 @@ def _cpu_precision(operator: Callable[..., Tensor], first: Tensor, second: Tenso
     if operator is not sparse_conv2d:
         return torch.promote_types(first.dtype, second.dtype)
     indptr, indices, _, *others = rest
-    if first.dim() != 4 or second.dim() != 3 or not (first.numel() and indptr.dim() == indices.dim() == 1 < indptr.numel()):
+    if (
+        first.dim() != 4
+        or second.dim() != 3
+        or not (first.numel() and indptr.dim() == indices.dim() == 1 < indptr.numel())
+    ):
         return torch.float32  # what is wrong is said where it is computed
     groups = others[2] if len(others) > 2 else 1
     asked = others[3] if len(others) > 3 else policy.ASKED

@@ -227,7 +227,9 @@ class SparseConv2d(nn.Module):
             raise ValueError(f"the extra state of a SparseConv2d is three int64 numbers, got {state!r:.100}")
         pattern, seed, repaired = state.tolist()
         if not 0 <= pattern < len(PATTERNS) or repaired < 0:
-            raise ValueError(f"the extra state of a SparseConv2d is [pattern, seed, repaired], pattern below {len(PATTERNS)}, got {[pattern, seed, repaired]}")
+            raise ValueError(
+                f"the extra state of a SparseConv2d names pattern {pattern} and {repaired} repaired connections"
+            )
         self._drawn = (PATTERNS[pattern], seed, repaired)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -58,7 +58,9 @@ def _check(input: Tensor, *vectors: Tensor | None) -> None:
     """Raises TypeError for other numbers than float32, RuntimeError for other shapes and several devices."""
     tensors = [t for t in (input, *vectors) if t is not None]
     if input.dim() != 4 or any(t.dtype != torch.float32 or t.layout != torch.strided for t in tensors):
-        kinds = [None if t is None else str(t.dtype if t.layout == torch.strided else t.layout) for t in (input, *vectors)]
+        kinds = [
+            None if t is None else str(t.dtype if t.layout == torch.strided else t.layout) for t in (input, *vectors)
+        ]
         raise TypeError(f"batch_norm needs float32 [n, c, h, w] and float32 [c], got {[*input.shape]} and {kinds}")
     if any(t is not None and t.shape != input.shape[1:2] for t in vectors):
         shapes = [None if t is None else [*t.shape] for t in vectors]
@@ -123,7 +125,12 @@ def _fake_forward(input: Tensor, weight: Tensor | None, bias: Tensor | None, *_:
 
 def _fake_grad(grad: Tensor, input: Tensor, *vectors: Any) -> tuple[Tensor, Tensor, Tensor]:
     _check(input, *vectors[:4])
-    if grad.shape != input.shape or grad.dtype != torch.float32 or grad.device != input.device or grad.layout != input.layout:
+    if (
+        grad.shape != input.shape
+        or grad.dtype != torch.float32
+        or grad.device != input.device
+        or grad.layout != input.layout
+    ):
         raise RuntimeError(
             f"batch_norm_grad of an input {[*input.shape]} takes a gradient like it, got {grad.dtype} {[*grad.shape]} "
             f"on {grad.device}"

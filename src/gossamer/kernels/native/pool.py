@@ -59,14 +59,16 @@ def _check(input: Tensor, shape: Sequence[int], kernel: int, stride: int, paddin
         raise TypeError(f"max_pool2d needs float32 [n, c, h, w], got {kind} {list(input.shape)}")
     if len(shape) != 4 or not 1 <= kernel <= LARGEST or stride < 1 or not 0 <= padding <= kernel // 2:
         raise ValueError(
-            f"max_pool2d takes an input [n, c, h, w], a kernel from 1 to {LARGEST}, a stride from 1 and a padding from 0 to half the "
-            f"kernel, got {list(shape)}, {kernel}, {stride} and {padding}"
+            f"max_pool2d takes an input [n, c, h, w], a kernel from 1 to {LARGEST}, a stride from 1 and a padding from 0 to "
+            f"half the kernel, got {list(shape)}, {kernel}, {stride} and {padding}"
         )
     output = (*shape[:2], *output_size(shape, kernel, stride, padding))
     sizes = (*shape, stride, *output[2:])
     least = (0, 0, 1, 1, 1, 1, 1)
     if all(type(s) is int for s in sizes) and not all(a <= s <= MOST for a, s in zip(least, sizes, strict=True)):
-        raise ValueError(f"max_pool2d of {list(shape)} with kernel {kernel}, stride {stride} and padding {padding} has no output")
+        raise ValueError(
+            f"max_pool2d of {list(shape)} with kernel {kernel}, stride {stride} and padding {padding} has no output"
+        )
     return output
 
 
@@ -77,8 +79,8 @@ def _check_gradient(
     shapes = tuple(grad.shape) == expected == tuple(index.shape)
     if not shapes or index.dtype != torch.uint8 or index.device != grad.device or index.layout != torch.strided:
         raise RuntimeError(
-            f"max_pool2d_grad of an input {list(input_shape)} takes a gradient and an index (uint8) {list(expected)} on one device, "
-            f"got {list(grad.shape)} ({grad.device}) and {list(index.shape)} ({index.dtype}, {index.device})"
+            f"max_pool2d_grad of an input {list(input_shape)} takes a gradient and an index (uint8) {list(expected)} on one "
+            f"device, got {list(grad.shape)} ({grad.device}) and {list(index.shape)} ({index.dtype}, {index.device})"
         )
 
 

@@ -1,0 +1,1 @@
+"""What `tools/fuzz.py` and the tests hand in: a module for each subject, with the table `KINDS`."""
