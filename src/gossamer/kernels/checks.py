@@ -1,8 +1,8 @@
 """What the three operators take: every backend asks here before it computes, and before native code is given addresses.
 
 Each function returns the output's shape, or raises TypeError (kinds of tensors) or ValueError (shapes, geometry, pattern) with
-a sentence that names the argument. What was found right is remembered, sizes by value and patterns by tensor and version, so that
-a call costs a look-up or two. Sizes that are not known yet, while a compiler traces, are taken as they are.
+a sentence that names the argument. What was found right is remembered, sizes by value and patterns by tensor and version, so
+that a call costs a look-up or two. Sizes that are not known yet, while a compiler traces, are taken as they are.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def _check_kinds(name: str, first: Tensor, other: str, second: Tensor, indptr: T
     """Numbers, layouts and devices."""
     kind, strided = first.dtype, torch.strided
     if (
-        kind == second.dtype
+        kind is second.dtype
         and (kind.is_floating_point or kind.is_complex)
-        and indptr.dtype == indices.dtype == torch.int32
-        and first.layout == second.layout == indptr.layout == indices.layout == strided
+        and indptr.dtype is indices.dtype is torch.int32
+        and first.layout is second.layout is indptr.layout is indices.layout is strided
         and (
             (first.is_cpu and second.is_cpu and indptr.is_cpu and indices.is_cpu)
             or _one_device(first, second, indptr, indices)
@@ -120,10 +120,18 @@ def _check(
     groups: int,
 ) -> tuple[int, ...]:
     """The output's shape [n, o, oh, ow] for an input that the argument `name` gives, and kernels [e, kh, kw]."""
-    sizes = (tuple(input_shape), tuple(kernels), indptr.shape, indices.shape)
-    geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
     try:
-        shape = output_shape(name, *sizes, *geometry)
+        shape = output_shape(
+            name,
+            tuple(input_shape),
+            tuple(kernels),
+            indptr.shape,
+            indices.shape,
+            tuple(stride),
+            tuple(padding),
+            tuple(dilation),
+            groups,
+        )
     except TypeError:  # sizes that a compiler does not know yet cannot be looked up
         return (input_shape[0], indptr.shape[0] - 1, *output_size(input_shape, kernels[1:], stride, padding, dilation))
     _check_pattern(indptr, indices, input_shape[1], groups)
