@@ -40,8 +40,7 @@ def operators(rng: random.Random, folder: Path) -> Once:
             "weight_grad": [g, x, indptr, indices, [kernel, kernel]],
         }
         arguments = [*tensors[name], [1, 1], [1, 1], [1, 1], 1, rng.choice(("native", "dense"))]
-        for _ in range(rng.choice((0, 1, 1, 2))):
-            at = rng.randrange(len(arguments) - 1)
+        for at in rng.sample(range(len(arguments) - 1), rng.choice((0, 1, 1, 2))):
             arguments[at] = _other(rng, arguments[at])
         operator = kernels.sparse_conv2d if name == "forward" else getattr(kernels, f"sparse_conv2d_{name}")
         try:
