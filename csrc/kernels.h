@@ -9,6 +9,7 @@ namespace gossamer {
 enum Kernel : unsigned {
     kKernelRows = 1, kKernelColumns = 2, kKernelFlat = 4, kKernelBatch = 8, kKernelByPosition = 16, kKernelStretches = 32, kKernelPoints = 64,
     kTogether = 128,  // phases from one copy of the source
+    kOneByOne = 1u << 31,  // alone
 };
 
 // Each sets *ran to the kernels that it runs; planned() says without running which they would be. pass is 'f', 'i' or 'w'.
@@ -41,6 +42,12 @@ static inline int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64
     const int64_t room = in + 2 * pad - dilation * (kernel - 1) - 1;
     return room < 0 ? 0 : room / stride + 1;
 }
+
+static inline int64_t out_rows(const gossamer_conv& c) { return out_size(c.in_h, c.kernel_h, c.stride_h, c.pad_h, c.dil_h); }
+static inline int64_t out_cols(const gossamer_conv& c) { return out_size(c.in_w, c.kernel_w, c.stride_w, c.pad_w, c.dil_w); }
+static inline int64_t pooled(const gossamer_pool& p, int64_t size) { return out_size(size, p.kernel, p.stride, p.padding, 1); }
+
+extern const Kernels kernels_one_by_one;  // any convolution, slowly: conv/one_by_one.cpp
 
 #define GOSSAMER_ISA(name, flags, supported) \
     extern const Kernels kernels_##name;      \

@@ -33,6 +33,14 @@ thread_local Scratch mine;
 
 }  // namespace
 
+int usable_threads(int threads) {
+    int most = 64;  // tests run more threads than processors; OpenMP ends the process where it cannot make as many as asked for
+#if defined(_OPENMP)
+    if (omp_get_num_procs() > most) most = omp_get_num_procs();
+#endif
+    return threads < 1 ? 1 : threads < most ? threads : most;
+}
+
 void parallel(int threads, void (*body)(void*, int, int), void* argument) {
 #if defined(_OPENMP)
     if (threads > 1 && !forked) {
@@ -54,6 +62,7 @@ void barrier() {
 }
 
 float* scratch(size_t floats) {
+    if (floats > PTRDIFF_MAX / sizeof(float) - 4096) return nullptr;
     const size_t bytes = (floats * sizeof(float) + 4095) / 4096 * 4096;
     if (bytes > mine.bytes) {
         free(mine.block);

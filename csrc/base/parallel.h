@@ -6,6 +6,9 @@
 
 namespace gossamer {
 
+// How many of the threads asked for are of use: at least 1, and no more than processors unless those are few.
+int usable_threads(int threads);
+
 // Runs body(argument, thread, threads) in a team; the team may be smaller than asked for. In a process made by fork()
 // it runs alone in the caller, because an OpenMP team of the parent does not survive there.
 void parallel(int threads, void (*body)(void* argument, int thread, int threads), void* argument);

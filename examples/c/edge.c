@@ -26,11 +26,12 @@ int main(void) {
     const gossamer_conv conv = {
         .batch = 1, .in_channels = 3, .in_h = HEIGHT, .in_w = WIDTH, .out_channels = 2, .kernel_h = 3, .kernel_w = 3,
         .stride_h = 1, .stride_w = 1, .pad_h = 1, .pad_w = 1, .dil_h = 1, .dil_w = 1,
-        .indptr = indptr, .indices = indices,
+        .indptr = indptr, .indices = indices, .indptr_count = 3, .indices_count = 2,
     };
 
     float output[2][HEIGHT][WIDTH];
-    const int status = gossamer_forward(&conv, &image[0][0][0], &weight[0][0][0], NULL, 1, &output[0][0][0], 2);
+    const int status = gossamer_forward(&conv, &image[0][0][0], 3 * HEIGHT * WIDTH, &weight[0][0][0], 2 * 3 * 3, NULL, 0, 1,
+                                        &output[0][0][0], 2 * HEIGHT * WIDTH, 2);
     if (status != GOSSAMER_OK) {
         fprintf(stderr, "gossamer: %s\n", gossamer_status_text(status));
         return 1;

@@ -317,15 +317,16 @@ def test_nothing_outside_the_tensors_is_touched(
     batch: int, size: int, kernel: int, stride: int, padding: int, at_end: bool
 ) -> None:
     indptr, indices = pattern(5, 7, 0.5, 3)
-    conv = native._conv([batch, 5, size, size], [kernel] * 2, indptr, indices, [stride] * 2, [padding] * 2, [1, 1])
-    height, width = native._output_size(conv)
+    geometry = [stride] * 2, [padding] * 2, [1, 1]
+    conv = native._conv([batch, 5, size, size], [kernel] * 2, indptr, indices, *geometry)
+    height, width = reference.output_size((batch, 5, size, size), (kernel, kernel), *geometry)
     x, y = Guarded(batch * 5 * size * size, at_end), Guarded(batch * 7 * height * width, at_end)
     w = Guarded(len(indices) * kernel * kernel, at_end)
     x.values[:], w.values[:] = 1, 1
-    library = LIBRARY
-    assert library.gossamer_forward(conv, x.address, w.address, None, 0, y.address, 2) == 0
-    assert library.gossamer_input_grad(conv, y.address, w.address, x.address, 2) == 0
-    assert library.gossamer_weight_grad(conv, y.address, x.address, w.address, 2) == 0
+    ours, kernels, theirs = ((t.address, t.values.size) for t in (x, w, y))
+    assert LIBRARY.gossamer_forward(conv, *ours, *kernels, None, 0, 0, *theirs, 2) == 0
+    assert LIBRARY.gossamer_input_grad(conv, *theirs, *kernels, *ours, 2) == 0
+    assert LIBRARY.gossamer_weight_grad(conv, *theirs, *ours, *kernels, 2) == 0
     assert np.isfinite(w.values).all()
 
 
@@ -336,7 +337,8 @@ def test_bias_and_relu_are_fused_into_the_store(size: int, kernel: int) -> None:
     x, w, bias = torch.randn(2, 6, size, size), torch.randn(len(csr[1]), kernel, kernel), torch.randn(9)
     conv = native._conv(x.shape, w.shape[1:], *csr, [1, 1], [kernel // 2] * 2, [1, 1])
     out = torch.full((2, 9, size, size), torch.nan)
-    status = LIBRARY.gossamer_forward(conv, x.data_ptr(), w.data_ptr(), bias.data_ptr(), 1, out.data_ptr(), 1)
+    given, kernels, added, to = ((t.data_ptr(), t.numel()) for t in (x, w, bias, out))
+    status = LIBRARY.gossamer_forward(conv, *given, *kernels, *added, 1, *to, 1)
     assert status == 0
     expected = reference.sparse_conv2d(x, w, *csr, [1, 1], [kernel // 2] * 2, [1, 1]) + bias[:, None, None]
     torch.testing.assert_close(out, expected.relu(), rtol=1e-4, atol=1e-5)
@@ -364,7 +366,9 @@ def test_an_index_outside_the_input_is_an_error_and_not_a_crash() -> None:
     x, w = torch.randn(1, 3, 5, 5), torch.randn(2, 3, 3)
     indptr = torch.tensor([0, 2], dtype=torch.int32)
     for bad in ([0, 3], [-1, 1], [1, 1], [2, 0]):
-        with pytest.raises(RuntimeError, match="ascend within the input channels"):
+        with pytest.raises(
+            ValueError, match=r"indices must (lie in 0\.\.2, the input channels|ascend within each output)"
+        ):
             native.sparse_conv2d(x, w, indptr, torch.tensor(bad, dtype=torch.int32), [1, 1], [1, 1], [1, 1])
 
 

@@ -241,12 +241,15 @@ def test_nothing_outside_the_tensors_is_touched(area: int, at_end: bool, relu: i
     x.values[:], g.values[:], shift.values[:] = 2, 1, 1
     call = norm._Norm(batch, channels, area)
     addresses = mean.address, variance.address
-    assert LIBRARY.gossamer_batch_norm(call, x.address, None, shift.address, EPS, relu, *addresses, y.address, 2) == 0
+    rest = batch * channels * area, channels, 2
+    assert (
+        LIBRARY.gossamer_batch_norm(call, x.address, None, shift.address, EPS, relu, *addresses, y.address, *rest) == 0
+    )
     assert (y.values == 1).all()
     assert (mean.values == 2).all()
     assert (variance.values == 0).all()
     y.values[:] = 2
-    assert LIBRARY.gossamer_normalise(call, *addresses, None, shift.address, EPS, relu, y.address, 2) == 0
+    assert LIBRARY.gossamer_normalise(call, *addresses, None, shift.address, EPS, relu, y.address, *rest) == 0
     assert (y.values == 1).all()
     call = (
         call,
@@ -260,7 +263,7 @@ def test_nothing_outside_the_tensors_is_touched(area: int, at_end: bool, relu: i
         gx.address,
         gw.address,
         gb.address,
-        2,
+        *rest,
     )
     assert LIBRARY.gossamer_batch_norm_grad(*call) == 0
     assert (gx.values == 0).all()

@@ -169,7 +169,7 @@ def test_a_gradient_without_index_is_an_error() -> None:
 def test_windows_that_cannot_be_are_errors(window: tuple[int, int, int]) -> None:
     x, y = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 20, 20)
     call = pool._Pool(1, 8, 8, *window)
-    assert LIBRARY.gossamer_max_pool(call, x.data_ptr(), y.data_ptr(), None, 1) == 1
+    assert LIBRARY.gossamer_max_pool(call, x.data_ptr(), 64, y.data_ptr(), 400, None, 0, 1) == 1
     with pytest.raises(TypeError, match="needs float32"):
         pool.max_pool2d(x.double(), 2, 2, 0)
 
@@ -194,16 +194,17 @@ def test_nothing_outside_the_tensors_is_touched(
     rows, cols = pool.output_size((5, 1, *size), *window)
     if min(rows, cols) < 1:
         assert (
-            LIBRARY.gossamer_max_pool(pool._Pool(5, *size, *window), None, None, None, 2) == 1
+            LIBRARY.gossamer_max_pool(pool._Pool(5, *size, *window), None, 0, None, 0, None, 0, 2) == 1
         )  # a size is out of range
         return
     inputs, outputs = 5 * size[0] * size[1], 5 * rows * cols
     x, y, index = Guarded(inputs, at_end), Guarded(outputs, at_end), Guarded(outputs, at_end, np.uint8)
     x.values[:], y.values[:], index.values[:] = 1, np.nan, 255
     library, call = LIBRARY, pool._Pool(5, *size, *window)
-    assert library.gossamer_max_pool(call, x.address, y.address, None, 2) == 0
+    assert library.gossamer_max_pool(call, x.address, inputs, y.address, outputs, None, 0, 2) == 0
     assert (y.values == 1).all()
-    assert library.gossamer_max_pool(call, x.address, y.address, index.address, 2) == 0
+    assert library.gossamer_max_pool(call, x.address, inputs, y.address, outputs, index.address, outputs, 2) == 0
     assert (index.values < window[0] ** 2).all()
-    assert library.gossamer_max_pool_grad(call, y.address, index.address, x.address, 2) == 0
+    memory = (y.address, outputs, index.address, outputs, x.address, inputs)
+    assert library.gossamer_max_pool_grad(call, *memory, 2) == 0
     assert x.values.sum() == outputs

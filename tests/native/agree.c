@@ -46,8 +46,8 @@ static int check(gossamer_conv c, int threads) {
                             gx0[in] += w[e * k + t] * g[out];
                             gw0[e * k + t] += g[out] * x[in];
                         }
-    const int failed = gossamer_forward(&c, x, w, NULL, 0, y, threads) || gossamer_input_grad(&c, g, w, gx, threads) ||
-                       gossamer_weight_grad(&c, g, x, gw, threads);
+    const int failed = gossamer_forward(&c, x, nx, w, nw, NULL, 0, 0, y, ny, threads) ||
+                       gossamer_input_grad(&c, g, ny, w, nw, gx, nx, threads) || gossamer_weight_grad(&c, g, ny, x, nx, gw, nw, threads);
     const int wrong = failed || differ("output", y, y0, ny, 1e-3) || differ("input gradient", gx, gx0, nx, 1e-3) ||
                       differ("weight gradient", gw, gw0, nw, 2e-3);
     float* all[] = {x, w, g, y, gx, gw, y0, gx0, gw0};
@@ -75,11 +75,11 @@ static int check_pool(gossamer_pool p, int threads) {
         y0[out] = x[winner];
         gx0[winner] += 1.0f;
     }
-    int failed = gossamer_max_pool(&p, x, y, NULL, threads);
+    int failed = gossamer_max_pool(&p, x, nx, y, ny, NULL, 0, threads);
     for (int64_t i = 0; i < ny; i++) failed |= y[i] != y0[i];
-    failed |= gossamer_max_pool(&p, x, y, index, threads);
+    failed |= gossamer_max_pool(&p, x, nx, y, ny, index, ny, threads);
     for (int64_t i = 0; i < ny; i++) failed |= y[i] != y0[i], y[i] = 1.0f;
-    failed |= gossamer_max_pool_grad(&p, y, index, gx, threads);
+    failed |= gossamer_max_pool_grad(&p, y, ny, index, ny, gx, nx, threads);
     const int wrong = failed || differ("gradient of max-pooling", gx, gx0, nx, 0.0);
     float* all[] = {x, y, y0, gx, gx0};
     for (int i = 0; i < 5; i++) free(all[i]);
@@ -95,10 +95,10 @@ static int check_norm(gossamer_norm n, int relu, int threads) {
     float *y0 = numbers(all, 0), *gx0 = numbers(all, 0), *scale = numbers(n.channels, 1), *shift = numbers(n.channels, 1);
     float *again = numbers(all, 1), *mean = numbers(n.channels, 1), *variance = numbers(n.channels, 1);
     float *gw = numbers(n.channels, 1), *gb = numbers(n.channels, 1), *gw0 = numbers(n.channels, 0), *gb0 = numbers(n.channels, 0);
-    const int failed = gossamer_batch_norm(&n, x, scale, shift, 1e-3f, relu, mean, variance, y, threads) ||
-                 gossamer_batch_norm_grad(&n, g, x, scale, shift, mean, variance, 1e-3f, relu, gx, gw, gb, threads);
+    const int failed = gossamer_batch_norm(&n, x, scale, shift, 1e-3f, relu, mean, variance, y, all, n.channels, threads) ||
+                 gossamer_batch_norm_grad(&n, g, x, scale, shift, mean, variance, 1e-3f, relu, gx, gw, gb, all, n.channels, threads);
     for (int64_t i = 0; i < all; i++) again[i] = x[i];
-    const int in_place = gossamer_normalise(&n, mean, variance, scale, shift, 1e-3f, relu, again, threads);
+    const int in_place = gossamer_normalise(&n, mean, variance, scale, shift, 1e-3f, relu, again, all, n.channels, threads);
     for (int64_t c = 0; c < n.channels; c++) {
         double sum = 0, squares = 0, for_scale = 0, for_shift = 0;
 #define EACH(body)                                     \
@@ -146,6 +146,13 @@ int main(void) {
             for (int32_t i = 0; i < c.in_channels; i++)
                 if (rand() % 2) indices[edges++] = i;
             indptr[o + 1] = edges;
+        }
+        c.indptr_count = c.out_channels + 1;
+        c.indices_count = edges;
+        if (round % 40 == 39) {  /* what no layer is made of */
+            c.stride_h = 1 + rand() % 100000;
+            c.dil_w = 2 + 2 * (rand() % 50000);
+            c.pad_w = c.dil_w * (c.kernel_w - 1) / 2;
         }
         const int result = check(c, 1 + round % 3);
         if (result < 0) {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from gossamer.cli.options import Model, Numbers, Shape
-from gossamer.training.config import TrainConfig
+from gossamer.training.config import MOST_THREADS, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,9 @@ class Bench:
         from gossamer import models
         from gossamer.experiments import bench
 
+        for number in self.threads:
+            if number != int(number) or not 1 <= number <= MOST_THREADS:
+                raise ValueError(f"--threads takes whole numbers from 1 to {MOST_THREADS}, got {number:g}")
         model = models.create(self.model)
         shape = self.input or getattr(model, "input_shape", None)
         if shape is None:

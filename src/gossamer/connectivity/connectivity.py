@@ -50,7 +50,12 @@ class Connectivity:
         _check_channels(self.in_channels, self.out_channels, self.groups)
         _check_pattern(self.pattern)
         for name in ("indptr", "indices"):
-            array = np.array(getattr(self, name), dtype=np.int32)
+            given = np.asarray(getattr(self, name))
+            if given.size and (given.dtype.kind not in "iu" or not 0 <= given.min() <= given.max() < 2**31):
+                raise ValueError(
+                    f"{name} must be whole numbers from 0 to 2^31 - 1, got {given.dtype} {given.min()}..{given.max()}"
+                )
+            array = given.astype(np.int32)
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         self._check_rows()

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gossamer.kernels import checks
+
 
 def sparse_conv2d(
     input: Tensor,
@@ -25,6 +27,7 @@ def sparse_conv2d(
     path: str = "dense",
 ) -> Tensor:
     """input [n, c, h, w], weight [e, kh, kw] -> [n, o, oh, ow]."""
+    checks.forward(input, weight, indptr, indices, stride, padding, dilation, groups)
     format = layout(input)
     full = scatter(weight, indptr, indices, input.shape[1], groups).contiguous(memory_format=format)
     out = torch.ops.aten.convolution(input, full, None, stride, padding, dilation, False, [0, 0], groups)
@@ -44,6 +47,7 @@ def sparse_conv2d_input_grad(
     path: str = "dense",
 ) -> Tensor:
     """grad_output [n, o, oh, ow], weight [e, kh, kw] -> [n, c, h, w]."""
+    checks.input_grad(grad_output, weight, indptr, indices, input_shape, stride, padding, dilation, groups)
     format = layout(grad_output)
     full = scatter(weight, indptr, indices, input_shape[1], groups).contiguous(memory_format=format)
     input = grad_output.new_empty(1).expand(tuple(input_shape))
@@ -64,6 +68,7 @@ def sparse_conv2d_weight_grad(
     path: str = "dense",
 ) -> Tensor:
     """grad_output [n, o, oh, ow], input [n, c, h, w] -> [e, kh, kw]."""
+    checks.weight_grad(grad_output, input, indptr, indices, kernel_size, stride, padding, dilation, groups)
     shape = (grad_output.shape[1], input.shape[1] // groups, *kernel_size)
     full = grad_output.new_empty(1).expand(shape)
     grad = _backward(grad_output, input, full, stride, padding, dilation, groups, (False, True, False))[1]

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from gossamer.kernels import dense, policy
+from gossamer.kernels import checks, dense, policy
 from gossamer.kernels.native import conv, norm, pool
-from gossamer.kernels.reference import output_size
 
 __all__ = ["sparse_conv2d", "sparse_conv2d_input_grad", "sparse_conv2d_weight_grad", "transformed"]
 
@@ -71,9 +70,9 @@ def _fake_forward(
     groups: int = 1,
     path: str = policy.ASKED,
 ) -> Tensor:
-    size = output_size(input.shape, weight.shape[1:], stride, padding, dilation)
+    shape = checks.forward(input, weight, indptr, indices, stride, padding, dilation, groups)
     native = policy.takes("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, groups, path)
-    return _fake(input, (input.shape[0], indptr.shape[0] - 1, *size), native)
+    return _fake(input, shape, native)
 
 
 def _fake_input_grad(
@@ -88,14 +87,25 @@ def _fake_input_grad(
     groups: int = 1,
     path: str = policy.ASKED,
 ) -> Tensor:
+    checks.input_grad(grad_output, weight, indptr, indices, input_shape, stride, padding, dilation, groups)
     kernel = weight.shape[1:]
     native = policy.takes("input_grad", grad_output, weight, input_shape, kernel, indptr, indices, groups, path)
     return _fake(grad_output, input_shape, native)
 
 
 def _fake_weight_grad(
-    grad_output: Tensor, input: Tensor, indptr: Tensor, indices: Tensor, kernel_size: Sequence[int], *_: Any
+    grad_output: Tensor,
+    input: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+    path: str = policy.ASKED,
 ) -> Tensor:
+    checks.weight_grad(grad_output, input, indptr, indices, kernel_size, stride, padding, dilation, groups)
     return grad_output.new_empty(indices.shape[0], *kernel_size)
 
 
@@ -182,6 +192,12 @@ def _cpu_precision(operator: Callable[..., Tensor], first: Tensor, second: Tenso
     if operator is not sparse_conv2d:
         return torch.promote_types(first.dtype, second.dtype)
     indptr, indices, _, *others = rest
+    if (
+        first.dim() != 4
+        or second.dim() != 3
+        or not (first.numel() and indptr.dim() == indices.dim() == 1 < indptr.numel())
+    ):
+        return torch.float32  # what is wrong is said where it is computed
     groups = others[2] if len(others) > 2 else 1
     asked = others[3] if len(others) > 3 else policy.ASKED
     connections, outputs = indices.shape[0], indptr.shape[0] - 1

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+MOST_THREADS = max(64, os.cpu_count() or 1)
+"""More threads than processors gain nothing, and with thousands PyTorch ends the process."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class TrainConfig:
             raise ValueError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
-        for name, most in (("clip_norm", math.inf), ("threads", 1024), ("image_size", 4096)):
+        for name, most in (("clip_norm", math.inf), ("threads", MOST_THREADS), ("image_size", 4096)):
             if getattr(self, name) is not None:
                 _between(getattr(self, name), name, 0, most)
 

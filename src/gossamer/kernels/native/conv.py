@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gossamer.kernels import dense
+from gossamer.kernels import checks, dense
 from gossamer.kernels.native.library import LIBRARY
 from gossamer.kernels.policy import ASKED, takes
 
@@ -28,13 +28,15 @@ class _Conv(ctypes.Structure):
             *("batch", "in_channels", "in_h", "in_w", "out_channels", "kernel_h", "kernel_w"),
             *("stride_h", "stride_w", "pad_h", "pad_w", "dil_h", "dil_w"),
         )
-    ] + [("indptr", ctypes.c_void_p), ("indices", ctypes.c_void_p)]
+    ]
+    _fields_ += [("indptr", ctypes.c_void_p), ("indices", ctypes.c_void_p)]
+    _fields_ += [("indptr_count", ctypes.c_int64), ("indices_count", ctypes.c_int64)]
 
 
-_POINTER, _CONV = ctypes.c_void_p, ctypes.POINTER(_Conv)
-LIBRARY.gossamer_forward.argtypes = [_CONV, *[_POINTER] * 3, ctypes.c_int, _POINTER, ctypes.c_int]
-LIBRARY.gossamer_input_grad.argtypes = [_CONV, *[_POINTER] * 3, ctypes.c_int]
-LIBRARY.gossamer_weight_grad.argtypes = [_CONV, *[_POINTER] * 3, ctypes.c_int]
+_CONV, _TENSOR = ctypes.POINTER(_Conv), (ctypes.c_void_p, ctypes.c_int64)
+LIBRARY.gossamer_forward.argtypes = [_CONV, *_TENSOR * 3, ctypes.c_int, *_TENSOR, ctypes.c_int]
+LIBRARY.gossamer_input_grad.argtypes = [_CONV, *_TENSOR * 3, ctypes.c_int]
+LIBRARY.gossamer_weight_grad.argtypes = [_CONV, *_TENSOR * 3, ctypes.c_int]
 LIBRARY.gossamer_kernel_name.argtypes = [_CONV, ctypes.c_char, ctypes.c_int]
 LIBRARY.gossamer_kernel_name.restype = LIBRARY.gossamer_kernel_ran.restype = ctypes.c_char_p
 
@@ -50,7 +52,10 @@ def kernel_name(
     dilation: Sequence[int],
 ) -> str:
     """The native kernel that a call of `operation` runs, by how it lays out what it reads (docs/kernels.md)."""
-    conv = _conv(torch.Size(input_shape), torch.Size(kernel_size), indptr, indices, [*stride], [*padding], [*dilation])
+    kernels = (indices.shape[0], *kernel_size)
+    geometry = (tuple(stride), tuple(padding), tuple(dilation))
+    checks.output_shape("input_shape", tuple(input_shape), kernels, indptr.shape, indices.shape, *geometry, 1)
+    conv = _conv(torch.Size(input_shape), torch.Size(kernel_size), indptr, indices, *map(list, geometry))
     name: bytes = LIBRARY.gossamer_kernel_name(conv, operation[0].encode(), torch.get_num_threads())
     return name.decode()
 
@@ -71,15 +76,8 @@ def _conv(
     dilation: list[int],
 ) -> _Conv:
     """The problem as the library takes it; `indptr` and `indices` must be contiguous and outlive it."""
-    return _Conv(
-        *shape, indptr.numel() - 1, *kernel_size, *stride, *padding, *dilation, indptr.data_ptr(), indices.data_ptr()
-    )
-
-
-def _output_size(conv: _Conv) -> tuple[int, int]:
-    height = (conv.in_h + 2 * conv.pad_h - conv.dil_h * (conv.kernel_h - 1) - 1) // conv.stride_h + 1
-    width = (conv.in_w + 2 * conv.pad_w - conv.dil_w * (conv.kernel_w - 1) - 1) // conv.stride_w + 1
-    return height, width
+    pointers, outputs, connections = (indptr.data_ptr(), indices.data_ptr()), indptr.shape[0] - 1, indices.shape[0]
+    return _Conv(*shape, outputs, *kernel_size, *stride, *padding, *dilation, *pointers, outputs + 1, connections)
 
 
 def sparse_conv2d(
@@ -94,14 +92,14 @@ def sparse_conv2d(
     path: str = ASKED,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d`, in native code for float32."""
+    shape = checks.forward(input, weight, indptr, indices, stride, padding, dilation, groups)
     if not takes("forward", input, weight, input.shape, weight.shape[1:], indptr, indices, groups, path):
         return dense.sparse_conv2d(input, weight, indptr, indices, stride, padding, dilation, groups)
     input, weight, indptr, indices = input.contiguous(), weight.contiguous(), indptr.contiguous(), indices.contiguous()
     conv = _conv(input.shape, weight.shape[1:], indptr, indices, stride, padding, dilation)
-    output = input.new_empty((conv.batch, conv.out_channels, *_output_size(conv)))
-    status = LIBRARY.gossamer_forward(
-        conv, input.data_ptr(), weight.data_ptr(), None, 0, output.data_ptr(), torch.get_num_threads()
-    )
+    output = input.new_empty(shape)
+    x, w, y = ((t.data_ptr(), t.numel()) for t in (input, weight, output))
+    status = LIBRARY.gossamer_forward(conv, *x, *w, None, 0, 0, *y, torch.get_num_threads())
     _check(status, conv)
     return output
 
@@ -119,6 +117,7 @@ def sparse_conv2d_input_grad(
     path: str = ASKED,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d_input_grad`, in native code for float32."""
+    checks.input_grad(grad_output, weight, indptr, indices, input_shape, stride, padding, dilation, groups)
     if not takes("input_grad", grad_output, weight, input_shape, weight.shape[1:], indptr, indices, groups, path):
         return dense.sparse_conv2d_input_grad(
             grad_output, weight, indptr, indices, input_shape, stride, padding, dilation, groups
@@ -127,9 +126,8 @@ def sparse_conv2d_input_grad(
     indptr, indices = indptr.contiguous(), indices.contiguous()
     conv = _conv(input_shape, weight.shape[1:], indptr, indices, stride, padding, dilation)
     grad_input = grad_output.new_empty(input_shape)
-    status = LIBRARY.gossamer_input_grad(
-        conv, grad_output.data_ptr(), weight.data_ptr(), grad_input.data_ptr(), torch.get_num_threads()
-    )
+    g, w, x = ((t.data_ptr(), t.numel()) for t in (grad_output, weight, grad_input))
+    status = LIBRARY.gossamer_input_grad(conv, *g, *w, *x, torch.get_num_threads())
     _check(status, conv)
     return grad_input
 
@@ -147,6 +145,7 @@ def sparse_conv2d_weight_grad(
     path: str = ASKED,
 ) -> Tensor:
     """As `gossamer.kernels.reference.sparse_conv2d_weight_grad`, in native code for float32."""
+    checks.weight_grad(grad_output, input, indptr, indices, kernel_size, stride, padding, dilation, groups)
     if not takes("weight_grad", grad_output, input, input.shape, kernel_size, indptr, indices, groups, path):
         return dense.sparse_conv2d_weight_grad(
             grad_output, input, indptr, indices, kernel_size, stride, padding, dilation, groups
@@ -155,9 +154,8 @@ def sparse_conv2d_weight_grad(
     indptr, indices = indptr.contiguous(), indices.contiguous()
     conv = _conv(input.shape, kernel_size, indptr, indices, stride, padding, dilation)
     grad_weight = input.new_empty((indices.numel(), *kernel_size))
-    status = LIBRARY.gossamer_weight_grad(
-        conv, grad_output.data_ptr(), input.data_ptr(), grad_weight.data_ptr(), torch.get_num_threads()
-    )
+    g, x, w = ((t.data_ptr(), t.numel()) for t in (grad_output, input, grad_weight))
+    status = LIBRARY.gossamer_weight_grad(conv, *g, *x, *w, torch.get_num_threads())
     _check(status, conv)
     return grad_weight
 

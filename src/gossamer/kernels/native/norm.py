@@ -28,40 +28,52 @@ class _Norm(ctypes.Structure):
 
 _NORM = ctypes.POINTER(_Norm)
 _TENSORS = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-LIBRARY.gossamer_batch_norm.argtypes = [_NORM, *_TENSORS, ctypes.c_float, ctypes.c_int, *_TENSORS, ctypes.c_int]
+_REST = (ctypes.c_int64, ctypes.c_int64, ctypes.c_int)  # two counts and the threads
+LIBRARY.gossamer_batch_norm.argtypes = [_NORM, *_TENSORS, ctypes.c_float, ctypes.c_int, *_TENSORS, *_REST]
 LIBRARY.gossamer_batch_norm_grad.argtypes = [
     *(_NORM, *_TENSORS, *_TENSORS),
-    *(ctypes.c_float, ctypes.c_int, *_TENSORS, ctypes.c_int),
+    *(ctypes.c_float, ctypes.c_int, *_TENSORS, *_REST),
 ]
 LIBRARY.gossamer_normalise.argtypes = [
     *(_NORM, ctypes.c_void_p, *_TENSORS),
-    *(ctypes.c_float, ctypes.c_int, ctypes.c_void_p, ctypes.c_int),
+    *(ctypes.c_float, ctypes.c_int, ctypes.c_void_p, *_REST),
 ]
 
 
 def _call(function: Callable[..., int], input: Tensor, *arguments: Any) -> None:
     norm = _Norm(*input.shape[:2], input.shape[2] * input.shape[3])
-    status = function(norm, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments), torch.get_num_threads())
+    addresses = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
+    status = function(norm, *addresses, input.numel(), input.shape[1], torch.get_num_threads())
     if status:
         raise RuntimeError(f"gossamer: {LIBRARY.gossamer_status_text(status).decode()}; the input was {[*input.shape]}")
 
 
 def _ready(input: Tensor, *vectors: Tensor | None) -> list[Tensor | None]:
-    """All of them contiguous; raises TypeError for other numbers than float32, RuntimeError for other shapes."""
-    if input.dim() != 4 or any(t is not None and t.dtype != torch.float32 for t in (input, *vectors)):
-        kinds = [None if t is None else str(t.dtype) for t in (input, *vectors)]
+    """All of them contiguous, checked."""
+    _check(input, *vectors)
+    return [None if t is None else t.contiguous() for t in (input, *vectors)]
+
+
+def _check(input: Tensor, *vectors: Tensor | None) -> None:
+    """Raises TypeError for other numbers than float32, RuntimeError for other shapes and several devices."""
+    tensors = [t for t in (input, *vectors) if t is not None]
+    if input.dim() != 4 or any(t.dtype != torch.float32 or t.layout != torch.strided for t in tensors):
+        kinds = [
+            None if t is None else str(t.dtype if t.layout == torch.strided else t.layout) for t in (input, *vectors)
+        ]
         raise TypeError(f"batch_norm needs float32 [n, c, h, w] and float32 [c], got {[*input.shape]} and {kinds}")
     if any(t is not None and t.shape != input.shape[1:2] for t in vectors):
         shapes = [None if t is None else [*t.shape] for t in vectors]
         raise RuntimeError(f"batch_norm of {input.shape[1]} channels needs one number for each, got {shapes}")
-    return [None if t is None else t.contiguous() for t in (input, *vectors)]
+    if any(t.device != input.device for t in tensors):
+        raise RuntimeError(f"batch_norm needs all tensors on one device, got {[str(t.device) for t in tensors]}")
 
 
 def _forward(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, *affine = _ready(input, weight, bias)
-    output, mean, variance = _fake_forward(input)
+    output, mean, variance = _empty(input)
     _call(LIBRARY.gossamer_batch_norm, input, x, *affine, eps, relu, mean, variance, output)
     return output, mean, variance
 
@@ -76,12 +88,8 @@ def _grad(
     eps: float,
     relu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if grad.shape != input.shape or grad.dtype != torch.float32:
-        raise RuntimeError(
-            f"batch_norm_grad of an input {[*input.shape]} takes a gradient like it, got {grad.dtype} {[*grad.shape]}"
-        )
+    grads = _fake_grad(grad, input, weight, bias, mean, variance)
     x, *vectors = _ready(input, weight, bias, mean, variance)
-    grads = _fake_grad(grad, input)
     _call(LIBRARY.gossamer_batch_norm_grad, input, grad.contiguous(), x, *vectors, eps, relu, *grads)
     return grads
 
@@ -105,17 +113,33 @@ def _normalise(
 # -- shapes without data -----------------------------------------------------------------------------------------------
 
 
-def _fake_forward(input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _empty(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     channels = input.shape[1]
     return input.new_empty(input.shape), input.new_empty(channels), input.new_empty(channels)
 
 
-def _fake_grad(grad: Tensor, input: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_forward(input)
+def _fake_forward(input: Tensor, weight: Tensor | None, bias: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check(input, weight, bias)
+    return _empty(input)
 
 
-def _fake_normalise(*_: Any) -> None:
-    pass
+def _fake_grad(grad: Tensor, input: Tensor, *vectors: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check(input, *vectors[:4])
+    if (
+        grad.shape != input.shape
+        or grad.dtype != torch.float32
+        or grad.device != input.device
+        or grad.layout != input.layout
+    ):
+        raise RuntimeError(
+            f"batch_norm_grad of an input {[*input.shape]} takes a gradient like it, got {grad.dtype} {[*grad.shape]} "
+            f"on {grad.device}"
+        )
+    return _empty(input)
+
+
+def _fake_normalise(values: Tensor, *vectors: Any) -> None:
+    _check(values, *vectors[:4])
 
 
 # -- autograd ----------------------------------------------------------------------------------------------------------

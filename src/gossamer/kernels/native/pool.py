@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer.kernels.checks import MOST
 from gossamer.kernels.native.library import LIBRARY
 
 __all__ = ["LARGEST", "avg_pool2d", "max_pool2d", "output_size"]
@@ -33,7 +34,7 @@ class _Pool(ctypes.Structure):
 
 
 for _function in (LIBRARY.gossamer_max_pool, LIBRARY.gossamer_max_pool_grad):
-    _function.argtypes = [ctypes.POINTER(_Pool), *[ctypes.c_void_p] * 3, ctypes.c_int]
+    _function.argtypes = [ctypes.POINTER(_Pool), *(ctypes.c_void_p, ctypes.c_int64) * 3, ctypes.c_int]
 
 
 def output_size(shape: Sequence[int], kernel: int, stride: int, padding: int) -> tuple[int, int]:
@@ -44,20 +45,46 @@ def output_size(shape: Sequence[int], kernel: int, stride: int, padding: int) ->
 
 def _call(function: str, shape: Sequence[int], kernel: int, stride: int, padding: int, *tensors: Tensor | None) -> None:
     pool = _Pool(shape[0] * shape[1], *shape[2:], kernel, stride, padding)
-    addresses = [None if t is None else t.data_ptr() for t in tensors]
-    status = getattr(LIBRARY, function)(pool, *addresses, torch.get_num_threads())
+    memory = [part for t in tensors for part in ((None, 0) if t is None else (t.data_ptr(), t.numel()))]
+    status = getattr(LIBRARY, function)(pool, *memory, torch.get_num_threads())
     if status:
         sizes = {field[0]: getattr(pool, field[0]) for field in _Pool._fields_}
         raise RuntimeError(f"gossamer: {LIBRARY.gossamer_status_text(status).decode()}; the call was {sizes}")
 
 
-def _check(input: Tensor) -> None:
-    if input.dtype != torch.float32 or input.dim() != 4:
-        raise TypeError(f"max_pool2d needs float32 [n, c, h, w], got {input.dtype} {list(input.shape)}")
+def _check(input: Tensor, shape: Sequence[int], kernel: int, stride: int, padding: int) -> tuple[int, ...]:
+    """The output's shape for an input of `shape`. Raises TypeError for other tensors, ValueError for sizes that cannot be."""
+    if input.dtype != torch.float32 or input.dim() != 4 or input.layout != torch.strided:
+        kind = input.dtype if input.layout == torch.strided else input.layout
+        raise TypeError(f"max_pool2d needs float32 [n, c, h, w], got {kind} {list(input.shape)}")
+    if len(shape) != 4 or not 1 <= kernel <= LARGEST or stride < 1 or not 0 <= padding <= kernel // 2:
+        raise ValueError(
+            f"max_pool2d takes an input [n, c, h, w], a kernel from 1 to {LARGEST}, a stride from 1 and a padding from 0 to "
+            f"half the kernel, got {list(shape)}, {kernel}, {stride} and {padding}"
+        )
+    output = (*shape[:2], *output_size(shape, kernel, stride, padding))
+    sizes = (*shape, stride, *output[2:])
+    least = (0, 0, 1, 1, 1, 1, 1)
+    if all(type(s) is int for s in sizes) and not all(a <= s <= MOST for a, s in zip(least, sizes, strict=True)):
+        raise ValueError(
+            f"max_pool2d of {list(shape)} with kernel {kernel}, stride {stride} and padding {padding} has no output"
+        )
+    return output
+
+
+def _check_gradient(
+    grad: Tensor, index: Tensor, input_shape: Sequence[int], kernel: int, stride: int, padding: int
+) -> None:
+    expected = _check(grad, input_shape, kernel, stride, padding)
+    shapes = tuple(grad.shape) == expected == tuple(index.shape)
+    if not shapes or index.dtype != torch.uint8 or index.device != grad.device or index.layout != torch.strided:
+        raise RuntimeError(
+            f"max_pool2d_grad of an input {list(input_shape)} takes a gradient and an index (uint8) {list(expected)} on one "
+            f"device, got {list(grad.shape)} ({grad.device}) and {list(index.shape)} ({index.dtype}, {index.device})"
+        )
 
 
 def _forward(input: Tensor, kernel: int, stride: int, padding: int, with_index: bool) -> tuple[Tensor, Tensor]:
-    _check(input)
     output, index = _fake_forward(input, kernel, stride, padding, with_index)
     to = index if with_index else None
     _call("gossamer_max_pool", input.shape, kernel, stride, padding, input.contiguous(), output, to)
@@ -65,14 +92,7 @@ def _forward(input: Tensor, kernel: int, stride: int, padding: int, with_index: 
 
 
 def _grad(grad: Tensor, index: Tensor, input_shape: Sequence[int], kernel: int, stride: int, padding: int) -> Tensor:
-    _check(grad)
-    expected = (*input_shape[:2], *output_size(input_shape, kernel, stride, padding))
-    if tuple(grad.shape) != expected or tuple(index.shape) != expected or index.dtype != torch.uint8:
-        raise RuntimeError(
-            f"max_pool2d_grad of an input {list(input_shape)} takes a gradient and an index (uint8) {list(expected)}, "
-            f"got {list(grad.shape)} and {list(index.shape)} ({index.dtype})"
-        )
-    grad_input = grad.new_empty(tuple(input_shape))
+    grad_input = _fake_grad(grad, index, input_shape, kernel, stride, padding)
     call = ("gossamer_max_pool_grad", input_shape, kernel, stride, padding)
     _call(*call, grad.contiguous(), index.contiguous(), grad_input)
     return grad_input
@@ -82,11 +102,14 @@ def _grad(grad: Tensor, index: Tensor, input_shape: Sequence[int], kernel: int, 
 
 
 def _fake_forward(input: Tensor, kernel: int, stride: int, padding: int, with_index: bool) -> tuple[Tensor, Tensor]:
-    shape = (*input.shape[:2], *output_size(input.shape, kernel, stride, padding))
+    shape = _check(input, input.shape, kernel, stride, padding)
     return input.new_empty(shape), input.new_empty(shape if with_index else (0,), dtype=torch.uint8)
 
 
-def _fake_grad(grad: Tensor, index: Tensor, input_shape: Sequence[int], *_: Any) -> Tensor:
+def _fake_grad(
+    grad: Tensor, index: Tensor, input_shape: Sequence[int], kernel: int, stride: int, padding: int
+) -> Tensor:
+    _check_gradient(grad, index, input_shape, kernel, stride, padding)
     return grad.new_empty(tuple(input_shape))
 
 
