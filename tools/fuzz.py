@@ -1,6 +1,6 @@
 """Give the package wrong inputs for a while and say how many of which kind it took or refused, and which it lost.
 
-    python tools/fuzz.py [files] [--seconds 120] [--seed 0]
+    python tools/fuzz.py [files calls] [--seconds 120] [--seed 0]
 
 A kind is a function `make(random, folder)` in the table `KINDS` of a module of `fuzzing`. It prepares what it needs and
 returns a function that makes one wrong input, hands it in, and returns "refused" or "accepted". Anything else is a loss:
@@ -25,7 +25,8 @@ import time
 import traceback
 from pathlib import Path
 
-SUBJECTS = {"files": "fuzzing.files"}
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for memory with guard pages
+SUBJECTS = {"files": "fuzzing.files", "calls": "fuzzing.calls"}
 """What can be fuzzed: subject -> module with the table `KINDS`."""
 PATIENCE = 60
 MEMORY = 2 << 30

@@ -157,7 +157,7 @@ def test_many_threads_are_no_more_than_there_can_be() -> None:
 
 
 def test_numbers_of_threads_that_end_the_process_are_refused() -> None:
-    with pytest.raises(ValueError, match="threads is 100000; this machine can use"):
+    with pytest.raises(ValueError, match="threads is 100000; it must be"):
         TrainConfig(threads=100_000)
 
 
