@@ -46,7 +46,7 @@ void shared_span(const Shared& s, const Span& span, i64 o) {
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) sum[b][v] = broadcast(s.bias ? s.bias[o + b] : 0.0f);
     const i64 count = s.begin[o + 1] - s.begin[o], plane = s.plane, kernel = s.kernel;
-    const int32_t *index = s.index + s.begin[o], *const end = index + count;
+    const int32_t *index = s.index + s.begin[o], *const end = span.runs ? index + count : index;
     const float *const source = s.source + span.source, *weight = s.weight + s.begin[o] * kernel;
     const i64 row = count * kernel;  // weights of an output
     const TapRun *const first = span.run, *const last = first + span.runs;

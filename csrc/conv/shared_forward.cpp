@@ -57,7 +57,7 @@ i64 image_step(const SharedForward& f, const Layout& l) {
     const gossamer_conv& c = *f.conv;
     if (c.stride_h > 1 || c.stride_w > 1) return l.plane;
     const i64 above = most(0, -first_row(c)), below = most(0, f.rows - 1 + last_row(c) - (c.in_h - 1));
-    return (l.rows - least(above, below)) * l.pitch;
+    return (l.rows - least(least(above, below), last_row(c) - first_row(c))) * l.pitch;
 }
 
 Map map_of(const SharedForward& f, i64 rows, i64 images) {

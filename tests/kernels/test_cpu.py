@@ -38,9 +38,10 @@ def _native_only() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def pattern(inputs: int, outputs: int, density: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Independent coin tosses, so rows differ in length and some are empty."""
-    mask = np.random.default_rng(seed).random((outputs, inputs)) < density
+def pattern(inputs: int, outputs: int, density: float, seed: int, block: int = 1) -> tuple[Tensor, Tensor]:
+    """Independent coin tosses, so rows differ in length and some are empty; `block` outputs in a row have the same inputs."""
+    mask = np.random.default_rng(seed).random((-(-outputs // block), inputs)) < density
+    mask = mask.repeat(block, axis=0)[:outputs]
     indptr = np.concatenate([[0], mask.sum(1).cumsum()]).astype(np.int32)
     return torch.from_numpy(indptr), torch.from_numpy(np.nonzero(mask)[1].astype(np.int32))
 
@@ -90,7 +91,7 @@ def problems(draw: st.DrawFn) -> tuple:
             max(min(s, 9), d * (k - 1) + 1 - 2 * p) for s, k, d, p in zip(size, kernel, dilation, padding, strict=True)
         ]
     batch = draw(st.sampled_from([1, 1, 2, 3, 8, 17, 33, 65]))
-    channels = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    channels = draw(st.integers(1, 9)), draw(st.one_of(st.integers(1, 9), st.sampled_from([4, 8, 12])))
     density = draw(st.sampled_from([0.0, 0.1, 0.4, 1.0]))
     return (
         kernel,
@@ -103,16 +104,17 @@ def problems(draw: st.DrawFn) -> tuple:
         density,
         draw(st.integers(1, 4)),
         draw(st.integers(0, 99)),
+        draw(st.sampled_from([1, 2, 4])),
     )
 
 
 @settings(max_examples=int(os.environ.get("GOSSAMER_EXAMPLES", "100")), deadline=None)
 @given(problems())
 def test_any_shape_agrees_with_the_reference(problem: tuple) -> None:
-    kernel, stride, dilation, padding, size, batch, (inputs, outputs), density, threads, seed = problem
+    kernel, stride, dilation, padding, size, batch, (inputs, outputs), density, threads, seed, block = problem
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    csr = pattern(inputs, outputs, density, seed)
+    csr = pattern(inputs, outputs, density, seed, block)
     x, w = torch.randn(batch, inputs, *size), torch.randn(len(csr[1]), *kernel)
     agrees(x, w, csr, (list(stride), list(padding), list(dilation)))
 
