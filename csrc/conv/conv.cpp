@@ -51,14 +51,14 @@ GatherPlan plan_forward(const gossamer_conv& c, const float* output, int threads
     return p;
 }
 
-// Whether the forward pass takes the kernels for outputs that share inputs: also for a single tap they are faster, sharing or not.
-bool takes_shared(const gossamer_conv& c) {
-    return c.kernel_h * c.kernel_w == 1 || shares(c.indptr, c.indices, c.out_channels, 2);
-}
+// Whether the forward pass takes the kernels for outputs that share inputs: of a single tap they are faster, sharing or not.
+bool takes_shared(const gossamer_conv& c, int block) { return block > 1 || c.kernel_h * c.kernel_w == 1; }
 
 int forward(const gossamer_conv& c, const float* input, const float* weight, const float* bias, bool relu, float* output, int threads,
             unsigned* ran) {
-    if (takes_shared(c)) return GOSSAMER_BUILT(shared_forward)(c, input, weight, bias, relu, output, useful_threads(c, threads), ran);
+    const int block = block_of(c.indptr, c.indices, c.out_channels);
+    if (takes_shared(c, block))
+        return GOSSAMER_BUILT(shared_forward)(c, input, weight, bias, relu, output, useful_threads(c, threads), block, ran);
     GatherPlan p = plan_forward(c, output, useful_threads(c, threads));
     Gather& g = p.g[0];
     g.src = input;
@@ -170,7 +170,8 @@ int input_grad(const gossamer_conv& c, const float* grad_output, const float* we
 
 unsigned planned(const gossamer_conv& c, char pass, int threads) {
     threads = useful_threads(c, threads);
-    if (pass == 'f' && takes_shared(c)) return GOSSAMER_BUILT(shared_forward_planned)(c, threads);
+    const int block = block_of(c.indptr, c.indices, c.out_channels);
+    if (pass == 'f' && takes_shared(c, block)) return GOSSAMER_BUILT(shared_forward_planned)(c, threads, block);
     if (pass == 'f') return kernel_of(plan_forward(c, nullptr, threads));
     if (pass == 'w') return kernel_of(plan_weight_grad(c));
     InputGradPlan p = plan_input_grad(c, nullptr, threads);

@@ -69,8 +69,8 @@ void GOSSAMER_BUILT(shared)(const Shared& s, const Span* spans, int64_t s0, int6
 
 // The forward pass of eager layers, and which kernels it runs. In shared_forward.cpp.
 int GOSSAMER_BUILT(shared_forward)(const gossamer_conv& c, const float* input, const float* weight, const float* bias, bool relu, float* output,
-                                   int threads, unsigned* ran);
-unsigned GOSSAMER_BUILT(shared_forward_planned)(const gossamer_conv& c, int threads);
+                                   int threads, int block, unsigned* ran);
+unsigned GOSSAMER_BUILT(shared_forward_planned)(const gossamer_conv& c, int threads, int block);
 
 namespace {
 

@@ -106,9 +106,10 @@ void plan_lines(SharedForward* f, int threads) {
 bool plan_lanes(SharedForward* f, int threads) {
     const gossamer_conv& c = *f->conv;
     const i64 taps = c.kernel_h * c.kernel_w, positions = f->rows * f->cols;
-    if (taps == 1 || c.batch * 2 < kLanes || f->cols > 8 || positions > 64) return false;
+    const i64 room = kCacheFloats * 3 / 2 / (most(c.in_h * c.in_w, positions) * c.in_channels) / kLanes;  // vectors of images
+    if (taps == 1 || c.batch * 2 < kLanes || f->cols > 8 || positions > 64 || room < 1) return false;
     f->prepared = kLanesOfImages;
-    const i64 groups = most(divide_up(c.batch, 4 * kLanes), least(threads, divide_up(c.batch, kLanes)));
+    const i64 groups = most(divide_up(c.batch, least(room, 4) * kLanes), least(threads, divide_up(c.batch, kLanes)));
     f->group = round_up(divide_up(c.batch, groups), kLanes);
     f->by_position = positions * taps <= 4096 && f->group >= 3 * kLanes;
     f->band = f->rows;
@@ -117,7 +118,7 @@ bool plan_lanes(SharedForward* f, int threads) {
                                : shared_layout(*f, f->rows, f->group, kUnshared);
     f->plane = f->layout.plane;
     f->at_once = least(c.out_channels, round_up(divide_up(kLanes * 2, positions), f->shared.block));
-    return f->plane * c.in_channels <= 2 * kCacheFloats;
+    return true;
 }
 
 SharedForward plan_shared(const gossamer_conv& c, int block, int threads) {
@@ -345,8 +346,8 @@ unsigned kernels_of(const SharedForward& f) {
 }  // namespace
 
 int GOSSAMER_BUILT(shared_forward)(const gossamer_conv& c, const float* input, const float* weight, const float* bias, bool relu, float* output,
-                                   int threads, unsigned* ran) {
-    SharedForward f = plan_shared(c, block_of(c.indptr, c.indices, c.out_channels), threads);
+                                   int threads, int block, unsigned* ran) {
+    SharedForward f = plan_shared(c, block, threads);
     *ran = kernels_of(f);
     f.input = input;
     f.output = output;
@@ -358,8 +359,8 @@ int GOSSAMER_BUILT(shared_forward)(const gossamer_conv& c, const float* input, c
     return GOSSAMER_OK;
 }
 
-unsigned GOSSAMER_BUILT(shared_forward_planned)(const gossamer_conv& c, int threads) {
-    return kernels_of(plan_shared(c, block_of(c.indptr, c.indices, c.out_channels), threads));
+unsigned GOSSAMER_BUILT(shared_forward_planned)(const gossamer_conv& c, int threads, int block) {
+    return kernels_of(plan_shared(c, block, threads));
 }
 
 }  // namespace gossamer

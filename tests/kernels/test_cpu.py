@@ -129,10 +129,21 @@ NETWORK_LAYERS = [  # batch, channels, size, kernel, stride, padding: one for ea
 ]
 
 
-@pytest.mark.parametrize("layer", NETWORK_LAYERS, ids=str)
-def test_layers_of_networks_agree_with_the_reference(layer: tuple[int, ...]) -> None:
+SHARED_LAYERS = [  # the same for outputs that share their inputs
+    *((1, 40, 24, 56, 3, 1, 1), (1, 20, 12, 128, 3, 1, 1), (2, 24, 40, 35, 5, 1, 2), (2, 32, 32, 28, 3, 2, 1)),
+    *((3, 300, 64, 7, 1, 1, 0), (1, 64, 96, 56, 1, 1, 0), (2, 64, 64, 29, 1, 2, 0), (2, 16, 20, 30, 3, 1, 0)),
+    *((66, 128, 32, 8, 3, 1, 1), (70, 48, 32, 4, 3, 1, 1), (20, 48, 32, 4, 3, 1, 1), (70, 48, 32, 2, 3, 1, 1)),
+    *((5, 64, 32, 7, 3, 1, 1), (40, 16, 32, 7, 7, 1, 0), (1, 3, 24, 112, 7, 2, 3), (9, 400, 16, 5, 3, 1, 2)),
+    *((1, 300, 16, 56, 3, 1, 1), (3, 32, 64, 14, 1, 1, 0), (3, 2, 40, 19, 3, 1, 0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("layer", "block"), [(layer, 1) for layer in NETWORK_LAYERS] + [(layer, 4) for layer in SHARED_LAYERS], ids=str
+)
+def test_layers_of_networks_agree_with_the_reference(layer: tuple[int, ...], block: int) -> None:
     batch, inputs, outputs, size, k, stride, padding = layer
-    csr = pattern(inputs, outputs, 0.15, 0)
+    csr = pattern(inputs, outputs, 0.15, 0, block)
     agrees(
         torch.randn(batch, inputs, size, size),
         torch.randn(len(csr[1]), k, k),
@@ -201,8 +212,8 @@ def test_the_kernel_named_is_the_one_that_runs(
     [
         ((1, 6, 32, 32), 3, 1, 1, *["rows, taps in columns"] * 3),
         ((1, 6, 32, 32), 3, 2, 1, "rows, taps in columns", "rows, taps in columns, phases together", "rows"),
-        ((1, 6, 40, 40), 1, 1, 0, "points", "points", "rows run together"),
-        ((1, 6, 40, 40), 1, 2, 0, "points", "points", "rows run together"),
+        ((1, 6, 40, 40), 1, 1, 0, "in place", "points", "rows run together"),
+        ((1, 6, 40, 40), 1, 2, 0, "lines", "points", "rows run together"),
         ((70, 6, 4, 4), 3, 1, 1, "images in lanes", "images in lanes", "images in lanes"),
         ((70, 6, 2, 2), 3, 1, 1, "images in lanes, by position", "images in lanes, by position", "images in lanes"),
         ((70, 6, 8, 8), 3, 2, 1, "images in lanes", "images in lanes and points", "images in lanes"),
@@ -218,6 +229,28 @@ def test_names_of_kernels(
     names = kernels_ran((shape, (kernel, kernel)), pattern(6, 9, 0.5, 0), ([stride] * 2, [padding] * 2, [1, 1]))
     expected = {"forward": forward, "input_grad": input_grad, "weight_grad": weight_grad}
     assert {operation: ran for operation, (_, ran) in names.items()} == expected
+
+
+@pytest.mark.parametrize("block", [2, 4])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "padding", "forward"),
+    [
+        ((1, 6, 32, 32), 3, 1, "lines"),
+        ((1, 6, 32, 32), 3, 0, "in place"),
+        ((1, 6, 18, 17), 1, 0, "in place"),
+        ((70, 6, 4, 4), 3, 1, "images in lanes, by position"),
+        ((20, 6, 4, 4), 3, 1, "images in lanes"),
+    ],
+)
+def test_names_of_kernels_for_shared_inputs(
+    shape: tuple[int, ...], kernel: int, padding: int, forward: str, block: int
+) -> None:
+    if cpu.info()["isa"] != "avx512":
+        pytest.skip("which kernel a map gets depends on the lanes; these are of AVX-512")
+    torch.set_num_threads(1)
+    geometry = ([1, 1], [padding] * 2, [1, 1])
+    names = kernels_ran((shape, (kernel, kernel)), pattern(6, 12, 0.5, 0, block), geometry)
+    assert names["forward"] == (f"{forward}, shared by {block}",) * 2
 
 
 @pytest.mark.parametrize("kernel", [2, 3, 5, 7])
@@ -269,10 +302,15 @@ def test_an_unsupported_instruction_set_is_an_error_that_names_those_there_are()
     assert "base" in run.stderr
 
 
-@pytest.mark.parametrize("layer", NETWORK_LAYERS[:1] + NETWORK_LAYERS[3:6] + NETWORK_LAYERS[7:], ids=str)
-def test_results_do_not_depend_on_the_number_of_threads(layer: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("layer", "block"),
+    [(layer, 1) for layer in NETWORK_LAYERS[:1] + NETWORK_LAYERS[3:6] + NETWORK_LAYERS[7:]]
+    + [(layer, 4) for layer in SHARED_LAYERS],
+    ids=str,
+)
+def test_results_do_not_depend_on_the_number_of_threads(layer: tuple[int, ...], block: int) -> None:
     batch, inputs, outputs, size, k, stride, padding = layer
-    csr = pattern(inputs, outputs, 0.2, 1)
+    csr = pattern(inputs, outputs, 0.2, 1, block)
     x, w = torch.randn(batch, inputs, size, size), torch.randn(len(csr[1]), k, k)
     geometry = ([stride] * 2, [padding] * 2, [1, 1])
     torch.set_num_threads(1)
@@ -284,11 +322,13 @@ def test_results_do_not_depend_on_the_number_of_threads(layer: tuple[int, ...]) 
             assert torch.equal(one, many)
 
 
-@pytest.mark.parametrize("layer", NETWORK_LAYERS, ids=str)
-def test_nothing_is_left_unwritten(layer: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("layer", "block"), [(layer, 1) for layer in NETWORK_LAYERS] + [(layer, 2) for layer in SHARED_LAYERS], ids=str
+)
+def test_nothing_is_left_unwritten(layer: tuple[int, ...], block: int) -> None:
     """Fresh tensors are full of NaN here; none may come through."""
     batch, inputs, outputs, size, k, stride, padding = layer
-    csr = pattern(inputs, outputs, 0.05, 2)
+    csr = pattern(inputs, outputs, 0.05, 2, block)
     x, w = torch.randn(batch, inputs, size, size), torch.randn(len(csr[1]), k, k)
     geometry = ([stride] * 2, [padding] * 2, [1, 1])
     torch.use_deterministic_algorithms(True)
@@ -303,6 +343,7 @@ def test_nothing_is_left_unwritten(layer: tuple[int, ...]) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's mprotect")
 @pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("block", [1, 4])
 @pytest.mark.parametrize(
     ("batch", "size", "kernel", "stride", "padding"),
     [
@@ -310,18 +351,20 @@ def test_nothing_is_left_unwritten(layer: tuple[int, ...]) -> None:
         (2, 33, 3, 1, 1),
         (1, 17, 5, 2, 2),
         (3, 7, 1, 1, 0),
+        (2, 13, 1, 1, 0),
+        (2, 15, 3, 1, 0),
         (1, 30, 1, 2, 0),
         (17, 5, 3, 1, 1),
         (9, 4, 4, 1, 0),
     ],
 )
 def test_nothing_outside_the_tensors_is_touched(
-    batch: int, size: int, kernel: int, stride: int, padding: int, at_end: bool
+    batch: int, size: int, kernel: int, stride: int, padding: int, block: int, at_end: bool
 ) -> None:
-    indptr, indices = pattern(5, 7, 0.5, 3)
+    indptr, indices = pattern(5, 8, 0.5, 3, block)
     conv = native._conv([batch, 5, size, size], [kernel] * 2, indptr, indices, [stride] * 2, [padding] * 2, [1, 1])
     height, width = native._output_size(conv)
-    x, y = Guarded(batch * 5 * size * size, at_end), Guarded(batch * 7 * height * width, at_end)
+    x, y = Guarded(batch * 5 * size * size, at_end), Guarded(batch * 8 * height * width, at_end)
     w = Guarded(len(indices) * kernel * kernel, at_end)
     x.values[:], w.values[:] = 1, 1
     library = LIBRARY
@@ -333,11 +376,12 @@ def test_nothing_outside_the_tensors_is_touched(
 
 @pytest.mark.parametrize("size", [1, 14])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_bias_and_relu_are_fused_into_the_store(size: int, kernel: int) -> None:
-    csr = pattern(6, 9, 0.4, 4)
-    x, w, bias = torch.randn(2, 6, size, size), torch.randn(len(csr[1]), kernel, kernel), torch.randn(9)
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_bias_and_relu_are_fused_into_the_store(size: int, kernel: int, block: int) -> None:
+    csr = pattern(6, 12, 0.4, 4, block)
+    x, w, bias = torch.randn(2, 6, size, size), torch.randn(len(csr[1]), kernel, kernel), torch.randn(12)
     conv = native._conv(x.shape, w.shape[1:], *csr, [1, 1], [kernel // 2] * 2, [1, 1])
-    out = torch.full((2, 9, size, size), torch.nan)
+    out = torch.full((2, 12, size, size), torch.nan)
     status = LIBRARY.gossamer_forward(conv, x.data_ptr(), w.data_ptr(), bias.data_ptr(), 1, out.data_ptr(), 1)
     assert status == 0
     expected = reference.sparse_conv2d(x, w, *csr, [1, 1], [kernel // 2] * 2, [1, 1]) + bias[:, None, None]
