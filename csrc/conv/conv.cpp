@@ -41,25 +41,30 @@ void run_gather(const GatherPlan& p, Run* run, unsigned* ran) {
         gather(p, &run->gather);
 }
 
-GatherPlan plan_forward(const gossamer_conv& c, const float* output, int threads) {
+// Whether outputs that share inputs are computed from tiles of positions of all channels (points.h): of single taps, where positions
+// do not follow each other in the input, or are few in each of many images.
+bool shared_in_points(const gossamer_conv& c) {
+    const bool plain = c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
+    return c.kernel_h * c.kernel_w == 1 && (!plain || (c.batch > 1 && c.in_h * c.in_w < 8 * kLanes));
+}
+
+GatherPlan plan_forward(const gossamer_conv& c, const float* output, int threads, int block) {
     GatherPlan p;
     Gather& g = p.g[0];
     describe_forward(c, &g);
     g.dst = const_cast<float*>(output);
     p.connections = c.indptr[c.out_channels];
     plan_gather(&p, threads, false, joinable(g));
+    p.block = block;
     return p;
 }
-
-// Whether the forward pass takes the kernels for outputs that share inputs: of a single tap they are faster, sharing or not.
-bool takes_shared(const gossamer_conv& c, int block) { return block > 1 || c.kernel_h * c.kernel_w == 1; }
 
 int forward(const gossamer_conv& c, const float* input, const float* weight, const float* bias, bool relu, float* output, int threads,
             unsigned* ran) {
     const int block = block_of(c.indptr, c.indices, c.out_channels);
-    if (takes_shared(c, block))
+    if (block > 1 && !shared_in_points(c))
         return GOSSAMER_BUILT(shared_forward)(c, input, weight, bias, relu, output, useful_threads(c, threads), block, ran);
-    GatherPlan p = plan_forward(c, output, useful_threads(c, threads));
+    GatherPlan p = plan_forward(c, output, useful_threads(c, threads), block);
     Gather& g = p.g[0];
     g.src = input;
     g.weight = weight;
@@ -171,8 +176,8 @@ int input_grad(const gossamer_conv& c, const float* grad_output, const float* we
 unsigned planned(const gossamer_conv& c, char pass, int threads) {
     threads = useful_threads(c, threads);
     const int block = block_of(c.indptr, c.indices, c.out_channels);
-    if (pass == 'f' && takes_shared(c, block)) return GOSSAMER_BUILT(shared_forward_planned)(c, threads, block);
-    if (pass == 'f') return kernel_of(plan_forward(c, nullptr, threads));
+    if (pass == 'f' && block > 1 && !shared_in_points(c)) return GOSSAMER_BUILT(shared_forward_planned)(c, threads, block);
+    if (pass == 'f') return kernel_of(plan_forward(c, nullptr, threads, block));
     if (pass == 'w') return kernel_of(plan_weight_grad(c));
     InputGradPlan p = plan_input_grad(c, nullptr, threads);
     unsigned all = 0;

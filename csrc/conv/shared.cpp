@@ -14,13 +14,14 @@ GS_INLINE void store_shared(const Shared& s, const Span& span, i64 o, const vec 
     float* const to = s.to + o * s.to_plane;
     const float* const residual = s.residual ? s.residual + o * s.residual_plane : nullptr;
     if (span.whole) {
+        const bool past = s.stream && reinterpret_cast<uintptr_t>(to + span.to) % sizeof(vec) == 0 && s.to_plane % kLanes == 0;
 #pragma GCC unroll 4
         for (int b = 0; b < B; b++)
 #pragma GCC unroll 8
             for (int v = 0; v < V; v++) {
                 const i64 at = span.to + v * kLanes;
                 const vec value = finish(s, residual ? residual + b * s.residual_plane + at : nullptr, lane_bits(0, kLanes), sum[b][v]);
-                s.stream ? stream(to + b * s.to_plane + at, value) : store(to + b * s.to_plane + at, value);
+                past ? stream(to + b * s.to_plane + at, value) : store(to + b * s.to_plane + at, value);
             }
         return;
     }

@@ -57,7 +57,7 @@ struct Shared {
     int64_t kernel;
     float* to;
     int64_t to_plane;
-    bool stream;  // whole spans are stored past the caches; they are aligned then
+    bool stream;  // whole spans that lie on whole vectors are stored past the caches; the caller then calls end_streams()
     const float* bias;      // or NULL
     const float* residual;  // or NULL
     int64_t residual_plane;

@@ -328,8 +328,8 @@ void connect(SharedForward* f, const float* weight, const float* bias, bool relu
     s.weight = weight;
     s.kernel = c.kernel_h * c.kernel_w;
     s.to_plane = f->area;
-    const bool aligned = (f->cols % kLanes == 0 || (f->layout.pitch == f->cols && f->area % kLanes == 0)) && reinterpret_cast<uintptr_t>(f->output) % (kLanes * sizeof(float)) == 0;
-    s.stream = f->prepared != kLanesOfImages && aligned && c.batch * c.out_channels * f->area >= kStreamFloats;
+    const bool whole_vectors = f->cols % kLanes == 0 || (f->layout.pitch == f->cols && f->area % kLanes == 0);
+    s.stream = f->prepared != kLanesOfImages && whole_vectors && c.batch * c.out_channels * f->area >= kStreamFloats;
     s.bias = bias;
     s.residual = nullptr;
     s.floor = relu ? 0.0f : -__builtin_inff();

@@ -134,7 +134,7 @@ SHARED_LAYERS = [  # the same for outputs that share their inputs
     *((3, 300, 64, 7, 1, 1, 0), (1, 64, 96, 56, 1, 1, 0), (2, 64, 64, 29, 1, 2, 0), (2, 16, 20, 30, 3, 1, 0)),
     *((66, 128, 32, 8, 3, 1, 1), (70, 48, 32, 4, 3, 1, 1), (20, 48, 32, 4, 3, 1, 1), (70, 48, 32, 2, 3, 1, 1)),
     *((5, 64, 32, 7, 3, 1, 1), (40, 16, 32, 7, 7, 1, 0), (1, 3, 24, 112, 7, 2, 3), (9, 400, 16, 5, 3, 1, 2)),
-    *((1, 300, 16, 56, 3, 1, 1), (3, 32, 64, 14, 1, 1, 0), (3, 2, 40, 19, 3, 1, 0)),
+    *((1, 300, 16, 56, 3, 1, 1), (3, 32, 64, 14, 1, 1, 0), (3, 2, 40, 19, 3, 1, 0), (1, 256, 400, 56, 1, 2, 0)),
 ]
 
 
@@ -212,8 +212,8 @@ def test_the_kernel_named_is_the_one_that_runs(
     [
         ((1, 6, 32, 32), 3, 1, 1, *["rows, taps in columns"] * 3),
         ((1, 6, 32, 32), 3, 2, 1, "rows, taps in columns", "rows, taps in columns, phases together", "rows"),
-        ((1, 6, 40, 40), 1, 1, 0, "in place", "points", "rows run together"),
-        ((1, 6, 40, 40), 1, 2, 0, "lines", "points", "rows run together"),
+        ((1, 6, 40, 40), 1, 1, 0, "points", "points", "rows run together"),
+        ((1, 6, 40, 40), 1, 2, 0, "points", "points", "rows run together"),
         ((70, 6, 4, 4), 3, 1, 1, "images in lanes", "images in lanes", "images in lanes"),
         ((70, 6, 2, 2), 3, 1, 1, "images in lanes, by position", "images in lanes, by position", "images in lanes"),
         ((70, 6, 8, 8), 3, 2, 1, "images in lanes", "images in lanes and points", "images in lanes"),
@@ -238,6 +238,7 @@ def test_names_of_kernels(
         ((1, 6, 32, 32), 3, 1, "lines"),
         ((1, 6, 32, 32), 3, 0, "in place"),
         ((1, 6, 18, 17), 1, 0, "in place"),
+        ((3, 6, 5, 5), 1, 0, "points"),
         ((70, 6, 4, 4), 3, 1, "images in lanes, by position"),
         ((20, 6, 4, 4), 3, 1, "images in lanes"),
     ],
