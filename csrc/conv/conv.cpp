@@ -15,6 +15,7 @@
 #include "conv/gather.h"
 #include "conv/points.h"
 #include "conv/shared.h"
+#include "conv/shared_grad.h"
 #include "conv/weight_grad.h"
 
 namespace gossamer {
@@ -140,6 +141,7 @@ void each_gather(const gossamer_conv& c, InputGradPlan& p, const float* grad_inp
 
 int input_grad(const gossamer_conv& c, const float* grad_output, const float* weight, float* grad_input, int threads, unsigned* ran) {
     threads = useful_threads(c, threads);
+    if (GOSSAMER_BUILT(takes_shared_input_grad)(c)) return GOSSAMER_BUILT(shared_input_grad)(c, grad_output, weight, grad_input, threads, ran);
     InputGradPlan p = plan_input_grad(c, grad_input, threads);
     const i64 kernel = c.kernel_h * c.kernel_w;
     Transposed t;
@@ -178,7 +180,8 @@ unsigned planned(const gossamer_conv& c, char pass, int threads) {
     const int block = block_of(c.indptr, c.indices, c.out_channels);
     if (pass == 'f' && block > 1 && !shared_in_points(c)) return GOSSAMER_BUILT(shared_forward_planned)(c, threads, block);
     if (pass == 'f') return kernel_of(plan_forward(c, nullptr, threads, block));
-    if (pass == 'w') return kernel_of(plan_weight_grad(c));
+    if (pass == 'w') return c.kernel_h * c.kernel_w == 1 ? GOSSAMER_BUILT(shared_weight_grad_planned)(c) : kernel_of(plan_weight_grad(c));
+    if (GOSSAMER_BUILT(takes_shared_input_grad)(c)) return GOSSAMER_BUILT(shared_input_grad_planned)(c);
     InputGradPlan p = plan_input_grad(c, nullptr, threads);
     unsigned all = 0;
     each_gather(c, p, nullptr, threads, [&](GatherPlan& step) { all |= kernel_of(step); });

@@ -17,6 +17,15 @@ struct Dot {
     int top, bottom;        // how many of the first and last rows of x are padding (fewer than a column's taps)
 };
 
+// To the gradient of `count` weights next to each other: the first sums of them, or more.
+void put_sums(float* to, const float* sums, i64 count, bool fresh) {
+    for (i64 i = 0; i < count; i += kLanes) {
+        const int lanes = (int)least(kLanes, count - i);
+        const vec v = load(sums + i);
+        store_first(to + i, fresh ? v : add(v, load_first(to + i, lanes)), lanes);
+    }
+}
+
 // A row of the output gradient.
 GS_INLINE vec load_gradient(const float* g, int lanes) { return kMasks || lanes < kLanes ? load_first(g, lanes) : load(g); }
 

@@ -3,6 +3,7 @@
 
 #include "conv/dot.h"
 #include "conv/gather.h"
+#include "conv/shared_grad.h"
 
 namespace gossamer {
 namespace {
@@ -53,14 +54,6 @@ void weight_grad_copy(const WeightGrad& w, i64 block, i64 item) {
         copy_batch(l, step_y, step_x, src, least(w.group, c.batch - n), channels, height, width, y0, ch, ch + 1, to);
     else
         copy_plane(l, step_y, step_x, src + ch * height * width, height, width, y0, to + ch * l.plane);
-}
-
-void put_sums(float* to, const float* sums, i64 count, bool fresh) {
-    for (i64 i = 0; i < count; i += kLanes) {
-        const int lanes = (int)least(kLanes, count - i);
-        const vec v = load(sums + i);
-        store_first(to + i, fresh ? v : add(v, load_first(to + i, lanes)), lanes);
-    }
 }
 
 // Square kernels of which E connections at once fit in the registers: their weights follow each other, and so do the sums.
@@ -318,6 +311,7 @@ WeightGrad lay_out_weight_grad(const gossamer_conv& c, const GatherPlan& plan, i
 
 int weight_grad(const gossamer_conv& c, const float* grad_output, const float* input, float* grad_weight, int threads, unsigned* ran) {
     threads = useful_threads(c, threads);
+    if (c.kernel_h * c.kernel_w == 1) return GOSSAMER_BUILT(shared_weight_grad)(c, grad_output, input, grad_weight, threads, ran);
     const GatherPlan plan = plan_weight_grad(c);
     WeightGrad w;
     Transposed transposed;
