@@ -72,36 +72,6 @@ void dot_any(const Dot& d, int taps, const float* const* gradients) {
         dot_any<E, T - 1>(d, taps, gradients);
 }
 
-// E connections of one output that have one tap each.
-template <int E>
-void dot_points(const Dot& d, const float* const* planes) {
-    vec acc[E];
-    const float* x[E];
-#pragma GCC unroll 8
-    for (int k = 0; k < E; k++) {
-        acc[k] = zero();
-        x[k] = planes[k] + d.offset[0];
-    }
-    for (i64 n = 0; n < d.images; n++) {
-        const float* g = d.g + n * d.g_image;
-        i64 i = 0;
-        for (; i + kLanes <= d.cols; i += kLanes) {
-            const vec gv = load(g + i);
-#pragma GCC unroll 8
-            for (int k = 0; k < E; k++) acc[k] = fma(gv, load(x[k] + i), acc[k]);
-        }
-        if (i < d.cols) {
-            const int left = (int)(d.cols - i);
-            const vec gv = load_first(g + i, left);
-#pragma GCC unroll 8
-            for (int k = 0; k < E; k++) acc[k] = fma(gv, load_first(x[k] + i, left), acc[k]);
-        }
-#pragma GCC unroll 8
-        for (int k = 0; k < E; k++) x[k] += d.x_image;
-    }
-    sum_each<E>(acc, d.sums);
-}
-
 // One input row of S columns against the kernel rows lo..hi, whose output-gradient rows are g[lo..hi].
 template <int KH, int S>
 GS_INLINE void dot_row(vec (&acc)[S][KH], const vec (&g)[KH], const float* x, const i64* at, int lo, int hi) {

@@ -77,7 +77,7 @@ Plan make_plan(const Gather& g, const Reach& r, int threads, bool weights) {
     p.by_position = false;
     const i64 lanes = round_up(g.cols, kLanes), taps = r.taps;
     const bool narrow = g.cols * 16 < lanes * 13;
-    p.shape = taps == 1 && !weights ? kPoints : taps == 1 ? kFlat : g.cols * 8 >= lanes * 5 ? kRows : kFlat;
+    p.shape = taps == 1 ? kPoints : g.cols * 8 >= lanes * 5 ? kRows : kFlat;
     if (taps > 1 && g.batch * 2 >= kLanes && g.cols <= 8 && narrow) {
         p.shape = kBatch;
         const i64 positions = g.rows * g.cols, wanted = divide_up(g.batch, kLanes * divide_up(8, positions));

@@ -35,7 +35,7 @@ struct Stretch {
 };
 
 // How many inputs meet the gradients of a block at once: their sums, the gradients and an input fill the registers.
-constexpr int most_inputs(int block) { return kRegisters == 32 ? (block == 4 ? 6 : 8) : block == 4 ? 2 : block == 2 ? 4 : 8; }
+constexpr int most_inputs(int block) { return kRegisters == 32 ? (block == 4 ? 6 : block == 2 ? 8 : 6) : block == 4 ? 2 : block == 2 ? 4 : 8; }
 
 // Adds to the sums of E inputs and B outputs, [output][input], meanwhile fetching the planes that come next.
 template <int B, int E, bool ahead>
@@ -91,7 +91,7 @@ void dot_inputs(const SharedDots& d, const Stretch& s, i64 o, i64 first, i64 las
             in[k] = s.in + index[k] * s.in_plane;
             next_in[k] = s.in + index[first + E + k < last ? E + k : k] * s.in_plane;
         }
-        if (d.in_place)
+        if (d.in_place && B > 1)  // alone, an output loads a vector for each sum already
             dot_block<B, E, true>(s, in, next_in, out, next_out, sums);
         else
             dot_block<B, E, false>(s, in, next_in, out, next_out, sums);
@@ -179,10 +179,11 @@ SharedDots plan_dots(const gossamer_conv& c) {
     describe_forward(c, &d.g);
     d.area = d.g.rows * d.g.cols;
     const bool plain = c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
-    d.in_place = plain && (d.area % kLanes == 0 || d.area >= 10 * kLanes);
+    // planes that do not begin on vectors are copied where they are small or read often
+    d.in_place = plain && (d.area % kLanes == 0 || (d.area >= 10 * kLanes && c.indptr[c.out_channels] < 16 * d.block * c.in_channels));
     constexpr i64 shortest = 32 * kLanes;  // floats: fewer do not make up for adding the lanes of each sum
     if (d.in_place) {
-        const i64 fit = most(shortest, kCacheFloats * 3 / 4 / c.in_channels);
+        const i64 fit = most(shortest, kCacheFloats / c.in_channels);
         d.images = least(c.batch, most(1, fit / d.area));
         d.stretch = d.area > fit ? round_up(divide_up(d.area, divide_up(d.area, fit)), kLanes) : d.area;
     } else {
