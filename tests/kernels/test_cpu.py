@@ -212,8 +212,8 @@ def test_the_kernel_named_is_the_one_that_runs(
     [
         ((1, 6, 32, 32), 3, 1, 1, *["rows, taps in columns"] * 3),
         ((1, 6, 32, 32), 3, 2, 1, "rows, taps in columns", "rows, taps in columns, phases together", "rows"),
-        ((1, 6, 40, 40), 1, 1, 0, "points", "points", "rows run together"),
-        ((1, 6, 40, 40), 1, 2, 0, "points", "points", "rows run together"),
+        ((1, 6, 40, 40), 1, 1, 0, "points", "points", "in place"),
+        ((1, 6, 40, 40), 1, 2, 0, "points", "points", "lines"),
         ((70, 6, 4, 4), 3, 1, 1, "images in lanes", "images in lanes", "images in lanes"),
         ((70, 6, 2, 2), 3, 1, 1, "images in lanes, by position", "images in lanes, by position", "images in lanes"),
         ((70, 6, 8, 8), 3, 2, 1, "images in lanes", "images in lanes and points", "images in lanes"),
@@ -233,25 +233,27 @@ def test_names_of_kernels(
 
 @pytest.mark.parametrize("block", [2, 4])
 @pytest.mark.parametrize(
-    ("shape", "kernel", "padding", "forward"),
+    ("shape", "kernel", "padding", "forward", "input_grad", "weight_grad"),
     [
-        ((1, 6, 32, 32), 3, 1, "lines"),
-        ((1, 6, 32, 32), 3, 0, "in place"),
-        ((1, 6, 18, 17), 1, 0, "in place"),
-        ((3, 6, 5, 5), 1, 0, "points"),
-        ((70, 6, 4, 4), 3, 1, "images in lanes, by position"),
-        ((20, 6, 4, 4), 3, 1, "images in lanes"),
+        ((1, 6, 32, 32), 3, 1, "lines", "rows, taps in columns", "rows, taps in columns"),
+        ((1, 6, 32, 32), 3, 0, "in place", "rows, taps in columns", "rows, taps in columns"),
+        ((1, 6, 18, 17), 1, 0, "in place", "points, shared", "in place, shared"),
+        ((1, 6, 18, 17), 3, 1, "lines", "lines, shared", "rows run together"),
+        ((70, 6, 3, 3), 1, 0, "points", "points, shared", "lines, shared"),
+        ((70, 6, 4, 4), 3, 1, "images in lanes, by position", "images in lanes, shared", "images in lanes"),
+        ((20, 6, 4, 4), 3, 1, "images in lanes", "images in lanes, shared", "images in lanes"),
     ],
 )
 def test_names_of_kernels_for_shared_inputs(
-    shape: tuple[int, ...], kernel: int, padding: int, forward: str, block: int
+    shape: tuple[int, ...], kernel: int, padding: int, forward: str, input_grad: str, weight_grad: str, block: int
 ) -> None:
     if cpu.info()["isa"] != "avx512":
         pytest.skip("which kernel a map gets depends on the lanes; these are of AVX-512")
     torch.set_num_threads(1)
     geometry = ([1, 1], [padding] * 2, [1, 1])
     names = kernels_ran((shape, (kernel, kernel)), pattern(6, 12, 0.5, 0, block), geometry)
-    assert names["forward"] == (f"{forward}, shared by {block}",) * 2
+    expected = {"forward": f"{forward}, shared", "input_grad": input_grad, "weight_grad": weight_grad}
+    assert names == {op: (name.replace("shared", f"shared by {block}"),) * 2 for op, name in expected.items()}
 
 
 @pytest.mark.parametrize("kernel", [2, 3, 5, 7])
