@@ -364,15 +364,19 @@ SharedGrad plan_grad(const gossamer_conv& c, int block) {
         }
     const Gather& g = s.g[0];
     s.lanes = c.batch * 2 >= kLanes && g.cols <= 8;
-    s.group = s.lanes ? least(round_up(c.batch, kLanes), kMostVectors * kLanes) : 1;
+    s.groups = s.lanes ? divide_up(c.batch, kMostVectors * kLanes) : c.batch;
     s.band = g.rows;
     for (;;) {
-        s.layout = make_layout(s.band, g.cols, 1, 1, row_lo, row_hi, col_lo, col_hi, g.width, s.group, kTight);
+        s.group = s.lanes ? round_up(divide_up(c.batch, s.groups), kLanes) : 1;
+        if (s.lanes)  // taps outside are left out, so no rows are needed there
+            s.layout = make_layout(g.height, g.cols, 1, 1, 0, 0, col_lo, col_hi, g.width, s.group, kTight);
+        else
+            s.layout = make_layout(s.band, g.cols, 1, 1, row_lo, row_hi, col_lo, col_hi, g.width, 1, kTight);
         s.sum_plane = s.lanes ? g.rows * g.cols * s.group : round_up(s.band * s.layout.pitch, kLanes) + kLanes;
         const i64 used = c.out_channels * s.layout.plane + s.phases * c.in_channels * s.sum_plane;
-        if (used <= kCacheFloats || (s.lanes ? s.group == kLanes : s.band <= 4)) break;
+        if (used <= (s.lanes ? kCacheFloats * 3 / 2 : kCacheFloats) || (s.lanes ? s.group == kLanes : s.band <= 4)) break;
         if (s.lanes)
-            s.group -= kLanes;
+            s.groups++;
         else
             s.band = most(4, least(s.band - 1, divide_up(g.rows, divide_up(g.rows, s.band) + 1)));
     }
@@ -414,10 +418,12 @@ unsigned kernels_of(const gossamer_conv& c) {
 // Maps of rows that fill vectors badly, and strides of one and two. On others the tiles of tile.h, which use each vector for three
 // rows, are as fast.
 bool GOSSAMER_BUILT(takes_shared_input_grad)(const gossamer_conv& c) {
+    if (!shares(c.indptr, c.indices, c.out_channels, 2)) return false;
     const i64 cols = divide_up(c.in_w, c.stride_w);
-    const bool plain = c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
-    const bool narrow = c.stride_h <= 2 && c.stride_w <= 2 && cols * 16 < round_up(cols, kLanes) * 13;
-    return (c.kernel_h * c.kernel_w == 1 ? plain : narrow) && shares(c.indptr, c.indices, c.out_channels, 2);
+    if (c.kernel_h * c.kernel_w > 1) return c.stride_h <= 2 && c.stride_w <= 2 && cols * 16 < round_up(cols, kLanes) * 13;
+    if (c.stride_h > 1 || c.stride_w > 1 || c.pad_h || c.pad_w) return false;
+    // storing the sums of many inputs takes longer than adding two shares to them, where the planes' vectors are whole
+    return c.in_channels <= c.out_channels || c.in_h * c.in_w % kLanes || shares(c.indptr, c.indices, c.out_channels, 4);
 }
 
 unsigned GOSSAMER_BUILT(shared_input_grad_planned)(const gossamer_conv& c) { return kernels_of(c); }
