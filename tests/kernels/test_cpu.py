@@ -461,9 +461,23 @@ def test_a_forked_worker_computes_the_same() -> None:
     assert run.returncode == 0, run.stderr
 
 
+def test_shared_inputs_from_layout_to_layout(tmp_path: Path) -> None:
+    """The part that the layers' copies do not exercise: any pitch, borders that are written, residuals."""
+    compiler = shutil.which("g++")
+    if not compiler:
+        pytest.skip("needs g++")
+    flags = ["-std=gnu++17", "-w", "-DGOSSAMER_BUILD=base", "-I", str(ROOT / "csrc"), "-o", str(tmp_path / "shared")]
+    subprocess.run([compiler, str(ROOT / "tests/native/shared.cpp"), *flags], check=True, timeout=300)
+    run = subprocess.run([tmp_path / "shared"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
+
+
 @pytest.mark.parametrize(
     "source",
-    [*(f"conv/{name}" for name in ("conv", "shared_input_grad", "shared_weight_grad")), "pool/pool", "norm/norm"],
+    [
+        *(f"conv/{name}" for name in ("conv", "shared", "shared_forward", "shared_input_grad", "shared_weight_grad")),
+        *("pool/pool", "norm/norm"),
+    ],
 )
 def test_there_are_no_weak_symbols_in_the_builds_for_instruction_sets(source: str, tmp_path: Path) -> None:
     """Even unoptimised, where nothing is inlined: a weak symbol could be linked from one build into all."""
