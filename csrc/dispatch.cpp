@@ -116,13 +116,16 @@ thread_local unsigned ran = 0;  // the kernels of the last convolution
 // Written anew for each call: valid until the thread's next one.
 const char* name_of(unsigned kernels) {
     static const char* const names[] = {"rows", "rows, taps in columns", "rows run together", "images in lanes",
-                                        "images in lanes, by position", "stretches in lanes", "points"};
+                                        "images in lanes, by position", "stretches in lanes", "points", "",
+                                        "in place", "lines"};
     thread_local char text[160];
     *text = 0;
     if (kernels == kOneByOne) return "one by one";
-    for (int i = 0; i < 7; i++)
-        if (kernels & 1u << i) strcat(strcat(text, *text ? " and " : ""), names[i]);
+    for (int i = 0; i < 10; i++)
+        if (*names[i] && kernels & 1u << i) strcat(strcat(text, *text ? " and " : ""), names[i]);
     if (kernels & kTogether) strcat(text, ", phases together");
+    if (kernels & kSharedBy2) strcat(text, ", shared by 2");
+    if (kernels & kSharedBy4) strcat(text, ", shared by 4");
     return *text ? text : "none";
 }
 

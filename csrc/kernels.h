@@ -9,6 +9,8 @@ namespace gossamer {
 enum Kernel : unsigned {
     kKernelRows = 1, kKernelColumns = 2, kKernelFlat = 4, kKernelBatch = 8, kKernelByPosition = 16, kKernelStretches = 32, kKernelPoints = 64,
     kTogether = 128,  // phases from one copy of the source
+    kKernelInPlace = 256, kKernelLines = 512,
+    kSharedBy2 = 1024, kSharedBy4 = 2048,  // by so many outputs that have the same inputs
     kOneByOne = 1u << 31,  // alone
 };
 

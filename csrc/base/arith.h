@@ -3,6 +3,11 @@
 
 #include "simd/vec.h"
 
+// What one file compiled for each instruction set gives to another: GOSSAMER_BUILT(f) is f_avx512 in the build of that name.
+#define GOSSAMER_BUILT_OF(name, build) name##_##build
+#define GOSSAMER_BUILT_IN(name, build) GOSSAMER_BUILT_OF(name, build)
+#define GOSSAMER_BUILT(name) GOSSAMER_BUILT_IN(name, GOSSAMER_BUILD)
+
 namespace gossamer {
 namespace {
 

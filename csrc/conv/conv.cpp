@@ -14,6 +14,8 @@
 //    small maps), points (one tap).
 #include "conv/gather.h"
 #include "conv/points.h"
+#include "conv/shared.h"
+#include "conv/shared_grad.h"
 #include "conv/weight_grad.h"
 
 namespace gossamer {
@@ -40,19 +42,30 @@ void run_gather(const GatherPlan& p, Run* run, unsigned* ran) {
         gather(p, &run->gather);
 }
 
-GatherPlan plan_forward(const gossamer_conv& c, const float* output, int threads) {
+// Whether outputs that share inputs are computed from tiles of positions of all channels (points.h): of single taps, where positions
+// do not follow each other in the input, or are few in each of many images.
+bool shared_in_points(const gossamer_conv& c) {
+    const bool plain = c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
+    return c.kernel_h * c.kernel_w == 1 && (!plain || (c.batch > 1 && c.in_h * c.in_w < 8 * kLanes));
+}
+
+GatherPlan plan_forward(const gossamer_conv& c, const float* output, int threads, int block) {
     GatherPlan p;
     Gather& g = p.g[0];
     describe_forward(c, &g);
     g.dst = const_cast<float*>(output);
     p.connections = c.indptr[c.out_channels];
     plan_gather(&p, threads, false, joinable(g));
+    p.block = block;
     return p;
 }
 
 int forward(const gossamer_conv& c, const float* input, const float* weight, const float* bias, bool relu, float* output, int threads,
             unsigned* ran) {
-    GatherPlan p = plan_forward(c, output, useful_threads(c, threads));
+    const int block = block_of(c.indptr, c.indices, c.out_channels);
+    if (block > 1 && !shared_in_points(c))
+        return GOSSAMER_BUILT(shared_forward)(c, input, weight, bias, relu, output, useful_threads(c, threads), block, ran);
+    GatherPlan p = plan_forward(c, output, useful_threads(c, threads), block);
     Gather& g = p.g[0];
     g.src = input;
     g.weight = weight;
@@ -128,6 +141,7 @@ void each_gather(const gossamer_conv& c, InputGradPlan& p, const float* grad_inp
 
 int input_grad(const gossamer_conv& c, const float* grad_output, const float* weight, float* grad_input, int threads, unsigned* ran) {
     threads = useful_threads(c, threads);
+    if (GOSSAMER_BUILT(takes_shared_input_grad)(c)) return GOSSAMER_BUILT(shared_input_grad)(c, grad_output, weight, grad_input, threads, ran);
     InputGradPlan p = plan_input_grad(c, grad_input, threads);
     const i64 kernel = c.kernel_h * c.kernel_w;
     Transposed t;
@@ -163,8 +177,11 @@ int input_grad(const gossamer_conv& c, const float* grad_output, const float* we
 
 unsigned planned(const gossamer_conv& c, char pass, int threads) {
     threads = useful_threads(c, threads);
-    if (pass == 'f') return kernel_of(plan_forward(c, nullptr, threads));
-    if (pass == 'w') return kernel_of(plan_weight_grad(c));
+    const int block = block_of(c.indptr, c.indices, c.out_channels);
+    if (pass == 'f' && block > 1 && !shared_in_points(c)) return GOSSAMER_BUILT(shared_forward_planned)(c, threads, block);
+    if (pass == 'f') return kernel_of(plan_forward(c, nullptr, threads, block));
+    if (pass == 'w') return c.kernel_h * c.kernel_w == 1 ? GOSSAMER_BUILT(shared_weight_grad_planned)(c) : kernel_of(plan_weight_grad(c));
+    if (GOSSAMER_BUILT(takes_shared_input_grad)(c)) return GOSSAMER_BUILT(shared_input_grad_planned)(c);
     InputGradPlan p = plan_input_grad(c, nullptr, threads);
     unsigned all = 0;
     each_gather(c, p, nullptr, threads, [&](GatherPlan& step) { all |= kernel_of(step); });

@@ -17,6 +17,15 @@ struct Dot {
     int top, bottom;        // how many of the first and last rows of x are padding (fewer than a column's taps)
 };
 
+// To the gradient of `count` weights next to each other: the first sums of them, or more.
+void put_sums(float* to, const float* sums, i64 count, bool fresh) {
+    for (i64 i = 0; i < count; i += kLanes) {
+        const int lanes = (int)least(kLanes, count - i);
+        const vec v = load(sums + i);
+        store_first(to + i, fresh ? v : add(v, load_first(to + i, lanes)), lanes);
+    }
+}
+
 // A row of the output gradient.
 GS_INLINE vec load_gradient(const float* g, int lanes) { return kMasks || lanes < kLanes ? load_first(g, lanes) : load(g); }
 
@@ -61,36 +70,6 @@ void dot_any(const Dot& d, int taps, const float* const* gradients) {
         dot_taps<T, E>(d, gradients);
     else if constexpr (T > 1)
         dot_any<E, T - 1>(d, taps, gradients);
-}
-
-// E connections of one output that have one tap each.
-template <int E>
-void dot_points(const Dot& d, const float* const* planes) {
-    vec acc[E];
-    const float* x[E];
-#pragma GCC unroll 8
-    for (int k = 0; k < E; k++) {
-        acc[k] = zero();
-        x[k] = planes[k] + d.offset[0];
-    }
-    for (i64 n = 0; n < d.images; n++) {
-        const float* g = d.g + n * d.g_image;
-        i64 i = 0;
-        for (; i + kLanes <= d.cols; i += kLanes) {
-            const vec gv = load(g + i);
-#pragma GCC unroll 8
-            for (int k = 0; k < E; k++) acc[k] = fma(gv, load(x[k] + i), acc[k]);
-        }
-        if (i < d.cols) {
-            const int left = (int)(d.cols - i);
-            const vec gv = load_first(g + i, left);
-#pragma GCC unroll 8
-            for (int k = 0; k < E; k++) acc[k] = fma(gv, load_first(x[k] + i, left), acc[k]);
-        }
-#pragma GCC unroll 8
-        for (int k = 0; k < E; k++) x[k] += d.x_image;
-    }
-    sum_each<E>(acc, d.sums);
 }
 
 // One input row of S columns against the kernel rows lo..hi, whose output-gradient rows are g[lo..hi].

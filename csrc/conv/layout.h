@@ -96,6 +96,30 @@ void copy_pairs(float* even, float* odd, const float* x, i64 count, i64 first, i
     }
 }
 
+// The same of a row after a row: even and odd rows `pitch` floats apart, rows of x `step` floats. Which lanes are inside is found once.
+void copy_pair_rows(float* even, float* odd, i64 pitch, const float* x, i64 step, i64 count, i64 first, i64 last, i64 rows) {
+    constexpr int most_pairs = 16;
+    const int pairs = (int)divide_up(count, kLanes);
+    if (!kMasks || pairs > most_pairs) {
+        for (i64 r = 0; r < rows; r++) copy_pairs(even + r * pitch, odd + r * pitch, x + r * step, count, first, last);
+        return;
+    }
+    uint32_t inside[2 * most_pairs];
+    for (int i = 0; i < 2 * pairs; i++) {
+        const int from = (int)least(kLanes, most(0, first - i * kLanes)), to = (int)most(from, least(kLanes, last - i * kLanes));
+        inside[i] = (1u << to) - (1u << from);
+    }
+    const uint32_t left = (1u << (count - (pairs - 1) * kLanes)) - 1;
+    for (i64 r = 0; r < rows; r++, even += pitch, odd += pitch, x += step)
+        for (int i = 0; i < pairs; i++) {
+            vec a, b;
+            deinterleave(load_lanes(x + 2 * i * kLanes, inside[2 * i]), load_lanes(x + (2 * i + 1) * kLanes, inside[2 * i + 1]), a, b);
+            const uint32_t lanes = i + 1 < pairs ? (1u << kLanes) - 1 : left;
+            store_lanes(even + i * kLanes, a, lanes);
+            store_lanes(odd + i * kLanes, b, lanes);
+        }
+}
+
 // to[2 i] = from[i] for i < count; the floats between stay.
 void copy_spread(float* to, const float* from, i64 count) {
     for (i64 i = 0; i < count; i += kLanes) {
@@ -171,7 +195,8 @@ void copy_plane(const Layout& l, i64 step_y, i64 step_x, const float* src, i64 h
                     rows = least(l.rows - r, divide_up(height - y, step_y));
                     copy_rows(to, l.cols, from, step_y * width, first, last, rows);
                 } else if (pairs) {
-                    copy_pairs(to, to + l.phase, from, l.cols, -x0, width - x0);
+                    rows = least(l.rows - r, divide_up(height - y, step_y));
+                    copy_pair_rows(to, to + l.phase, l.pitch, from, step_y * width, l.cols, -x0, width - x0, rows);
                 } else {
                     for (i64 q = 0; q < first; q++) to[q] = 0;
                     if (step_x == 2)

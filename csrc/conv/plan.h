@@ -77,7 +77,7 @@ Plan make_plan(const Gather& g, const Reach& r, int threads, bool weights) {
     p.by_position = false;
     const i64 lanes = round_up(g.cols, kLanes), taps = r.taps;
     const bool narrow = g.cols * 16 < lanes * 13;
-    p.shape = taps == 1 && !weights ? kPoints : taps == 1 ? kFlat : g.cols * 8 >= lanes * 5 ? kRows : kFlat;
+    p.shape = taps == 1 ? kPoints : g.cols * 8 >= lanes * 5 ? kRows : kFlat;
     if (taps > 1 && g.batch * 2 >= kLanes && g.cols <= 8 && narrow) {
         p.shape = kBatch;
         const i64 positions = g.rows * g.cols, wanted = divide_up(g.batch, kLanes * divide_up(8, positions));
@@ -132,11 +132,12 @@ struct GatherPlan {
     int phases, threads;
     Plan how;
     i64 connections;
+    int block;             // points: so many outputs have the same inputs
 };
 
 void plan_gather(GatherPlan* p, int threads, bool weights, bool in_columns) {
     Gather& g = p->g[0];
-    p->phases = 1;
+    p->phases = p->block = 1;
     p->threads = threads;
     p->how = make_plan(g, reach_of(g), threads, weights);
     take_one_by_one(&g);
@@ -154,7 +155,7 @@ unsigned kernel_of(const GatherPlan& p) {
         case kFlat: return together | kKernelFlat;
         case kBatch: return p.how.by_position ? kKernelByPosition : kKernelBatch;
         case kStretches: return kKernelStretches;
-        case kPoints: return kKernelPoints;
+        case kPoints: return kKernelPoints | (p.block == 4 ? kSharedBy4 : p.block == 2 ? kSharedBy2 : 0u);
     }
     return 0;
 }

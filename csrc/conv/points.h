@@ -6,6 +6,7 @@
 #pragma once
 
 #include "conv/gather.h"
+#include "conv/shared.h"
 
 namespace gossamer {
 namespace {
@@ -17,6 +18,7 @@ struct PointsRun {
     const Gather* g;
     int threads;
     i64 connections;
+    int shared;               // so many outputs have the same inputs
     bool stream;              // destination planes are stored past the caches
     bool placed;              // sums go to planes of their own first
     float* destination;       // placed: those, [images][outputs][area]
@@ -105,6 +107,35 @@ void points_any(i64 vectors, const PointsTile& t, i64 o, i64 end) {
     }
 }
 
+// Outputs that share their inputs, over the same tile.
+void points_shared(int block, i64 vectors, const PointsTile& t, i64 o, i64 end) {
+    const TapRun tap = {0, 0};
+    Span span[kMaxPoints];
+    Piece piece[kMaxPoints];
+    for (i64 v = 0; v < vectors; v++)
+        piece[v] = {v * kLanes, lane_bits(0, (int)most(0, least(kLanes, t.count - v * kLanes))), lane_bits(0, kLanes), false};
+    const i64 spans = divide_up(vectors, span_vectors(block));
+    for (i64 i = 0; i < spans; i++) {
+        const i64 v0 = vectors * i / spans, v1 = vectors * (i + 1) / spans;
+        span[i] = {v0 * kLanes, v0 * kLanes, piece + v0, &tap, 1, 1, (int)(v1 - v0), v1 * kLanes <= t.count, 0};
+    }
+    Shared s = {};
+    s.source = t.planes;
+    s.plane = vectors * kLanes;
+    s.block = block;
+    s.begin = t.g->begin;
+    s.index = t.g->source;
+    s.weight = t.weight;
+    s.kernel = 1;
+    s.to = t.to;
+    s.to_plane = t.to_pitch;
+    s.stream = t.stream;
+    s.bias = t.g->bias;
+    s.floor = t.g->relu ? 0.0f : -__builtin_inff();
+    s.ceiling = __builtin_inff();
+    GOSSAMER_BUILT(shared)(s, span, 0, spans, o, end);
+}
+
 // Part of a tile that lies in one image and one row (or one image, where rows follow each other without a gap).
 struct Segment {
     i64 image, y, x, count;
@@ -176,7 +207,7 @@ void points_task(const PointsRun& run, i64 task, float* planes, float* sums) {
         t.count = end - begin;
         t.stream = run.stream && !run.placed;
     }
-    points_any(v1 - v0, t, o0, o1);
+    run.shared > 1 ? points_shared(run.shared, v1 - v0, t, o0, o1) : points_any(v1 - v0, t, o0, o1);
     if (!in_place) points_place(g, begin, end, o0, o1, tile, sums);
 }
 
@@ -232,6 +263,7 @@ PointsRun lay_out_points(const GatherPlan& plan, Arena* arena) {
     run.g = &g;
     run.threads = plan.threads;
     run.connections = plan.connections;
+    run.shared = plan.block;
     run.placed = g.dst_step_y != 1 || g.dst_step_x != 1;
     run.stream = (g.zeros || !run.placed) && fits_streaming(g, g.dst_h * g.dst_w);
     run.images = run.placed ? least(g.batch, most(divide_up(8 * kLanes, area), run.threads * kCacheFloats / (g.outputs * area))) : g.batch;

@@ -3,6 +3,7 @@
 
 #include "conv/dot.h"
 #include "conv/gather.h"
+#include "conv/shared_grad.h"
 
 namespace gossamer {
 namespace {
@@ -30,7 +31,6 @@ struct WeightGrad {
     Lists lists;
     bool by_channel;                  // where taps come one by one
     const Listener* listeners;
-    bool in_place;                    // the input itself is the planes (one tap, no padding, no stride)
     bool out_in_place;                // the output gradient itself is
     float *in_planes, *out_planes;    // [image of block][channel]
     i64* counter;
@@ -53,14 +53,6 @@ void weight_grad_copy(const WeightGrad& w, i64 block, i64 item) {
         copy_batch(l, step_y, step_x, src, least(w.group, c.batch - n), channels, height, width, y0, ch, ch + 1, to);
     else
         copy_plane(l, step_y, step_x, src + ch * height * width, height, width, y0, to + ch * l.plane);
-}
-
-void put_sums(float* to, const float* sums, i64 count, bool fresh) {
-    for (i64 i = 0; i < count; i += kLanes) {
-        const int lanes = (int)least(kLanes, count - i);
-        const vec v = load(sums + i);
-        store_first(to + i, fresh ? v : add(v, load_first(to + i, lanes)), lanes);
-    }
 }
 
 // Square kernels of which E connections at once fit in the registers: their weights follow each other, and so do the sums.
@@ -121,24 +113,6 @@ void weight_grad_row(const WeightGrad& w, const float* in, const float* out, i64
     float sums[64 + kLanes];
     Dot d = dots(w, images, rows);
     d.g = out + o * w.out.plane;
-    if (w.kernel == 1) {
-        d.offset = w.offset;
-        d.sums = sums;
-        for (i64 e = first; e < last;) {
-            const int count = last - e >= 6 ? 6 : last - e >= 2 ? 2 : 1;
-            const float* planes[6];
-            for (int k = 0; k < count; k++) planes[k] = in + c.indices[e + k] * w.in.plane;
-            if (count == 6)
-                dot_points<6>(d, planes);
-            else if (count == 2)
-                dot_points<2>(d, planes);
-            else
-                dot_points<1>(d, planes);
-            for (int k = 0; k < count; k++) w.grad_weight[e + k] = fresh ? sums[k] : w.grad_weight[e + k] + sums[k];
-            e += count;
-        }
-        return;
-    }
     d.x = in;
     d.top = (int)least(w.column - 1, most(0, -w.in.row_min - y0));
     d.bottom = (int)least(w.column - 1, most(0, y0 + w.in.row_min + rows + w.column - 1 - c.in_h));
@@ -211,12 +185,11 @@ void weight_grad_thread(void* argument, int thread, int threads) {
     i64 items = 0;
     for (i64 block = 0; block < w.blocks; block++) {
         const i64 images = least(w.images, image_groups - block / w.bands * w.images);
-        items = w.in_place ? 0 : images * channels;
+        items = images * channels;
         for (i64 i = items * thread / threads; i < items * (thread + 1) / threads; i++) weight_grad_copy(w, block, i);
         if (thread == 0) *w.counter = 0;
         barrier();
         const i64 begun = block / w.bands * w.images, y0 = block % w.bands * w.band;
-        const float* in = w.in_place ? w.input + begun * c.in_channels * w.in.plane : w.in_planes;
         const float* out = w.out_in_place ? w.grad_output + begun * c.out_channels * w.out.plane + y0 * w.ow : w.out_planes;
         const i64 rows = w.out_in_place ? least(w.band, w.oh - y0) : w.out.rows;
         const Lists& s = w.lists;
@@ -226,7 +199,7 @@ void weight_grad_thread(void* argument, int thread, int threads) {
             const i64 u0 = __atomic_fetch_add(w.counter, chunk, __ATOMIC_RELAXED), u1 = least(u0 + chunk, units);
             if (u0 >= units) break;
             for (i64 image = 0; image < images; image += w.at_once) {
-                const float* x = in + image * c.in_channels * w.in.plane;
+                const float* x = w.in_planes + image * c.in_channels * w.in.plane;
                 const float* g = out + image * c.out_channels * w.out.plane;
                 const i64 now = least(w.at_once, images - image);
                 const bool fresh = block == 0 && image == 0;
@@ -294,22 +267,11 @@ WeightGrad lay_out_weight_grad(const gossamer_conv& c, const GatherPlan& plan, i
     }
     w.out.phase = w.out.rows * w.out.pitch;
     w.out.plane = round_up(w.out.phase, kLanes);
-    const bool plain = g.kernel == 1 && c.stride_h == 1 && c.stride_w == 1 && c.pad_h == 0 && c.pad_w == 0;
-    // planes that do not begin on vectors are copied where they are read often
-    w.in_place = plain && (c.in_h * c.in_w % kLanes == 0 || c.indptr[c.out_channels] < 16 * c.in_channels);
-    if (!w.in_place) choose_images(divide_up(c.batch, w.group), threads, &w);
-    w.out_in_place = w.in_place || w.shape == kRows || g.kernel == 1;
+    choose_images(divide_up(c.batch, w.group), threads, &w);
+    w.out_in_place = w.shape == kRows;
     if (w.out_in_place) {
         w.out.pitch = w.ow;
         w.out.plane = w.oh * w.ow;
-    }
-    if (w.in_place) {
-        w.shape = kFlat;
-        w.group = w.bands = 1;
-        w.band = w.oh;
-        w.in.plane = w.out.plane = c.in_h * c.in_w;
-        choose_images(c.batch, 1, &w);
-        return w;
     }
     w.in_planes = arena->take<float>(w.images * c.in_channels * w.in.plane + kSlack);
     w.out_planes = arena->take<float>((w.out_in_place ? 0 : w.images * c.out_channels * w.out.plane) + kSlack);
@@ -318,6 +280,7 @@ WeightGrad lay_out_weight_grad(const gossamer_conv& c, const GatherPlan& plan, i
 
 int weight_grad(const gossamer_conv& c, const float* grad_output, const float* input, float* grad_weight, int threads, unsigned* ran) {
     threads = useful_threads(c, threads);
+    if (c.kernel_h * c.kernel_w == 1) return GOSSAMER_BUILT(shared_weight_grad)(c, grad_output, input, grad_weight, threads, ran);
     const GatherPlan plan = plan_weight_grad(c);
     WeightGrad w;
     Transposed transposed;
@@ -328,9 +291,9 @@ int weight_grad(const gossamer_conv& c, const float* grad_output, const float* i
     if (w.by_channel) transpose_connections(c, nullptr, transposed);
     for (i64 j = 0; j < w.columns; j++) {
         const Tap tap = column_tap(plan.g[0], j);
-        w.offset[j] = w.in_place ? 0 : tap_offset(w.in, c.stride_h, c.stride_w, tap.row, tap.col);
+        w.offset[j] = tap_offset(w.in, c.stride_h, c.stride_w, tap.row, tap.col);
     }
-    if (!w.in_place) fill_zero(w.in_planes + w.images * c.in_channels * w.in.plane, kSlack);  // read past the input's last row, times zero
+    fill_zero(w.in_planes + w.images * c.in_channels * w.in.plane, kSlack);  // read past the input's last row, times zero
     *ran = kernel_of(plan);
     parallel(threads, weight_grad_thread, &w);
     return GOSSAMER_OK;

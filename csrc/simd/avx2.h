@@ -21,10 +21,18 @@ GS_INLINE vec pin(vec a) {
 }
 GS_INLINE vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
 GS_INLINE vec max(vec a, vec b) { return _mm256_max_ps(a, b); }
+GS_INLINE vec min(vec a, vec b) { return _mm256_min_ps(a, b); }
 GS_INLINE vec fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
 GS_INLINE __m256i first(int count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+GS_INLINE __m256i spread_bits(unsigned lanes) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)lanes), bit), bit);
+}
+GS_INLINE vec load_lanes(const float* p, unsigned lanes) { return _mm256_maskload_ps(p, spread_bits(lanes)); }
+GS_INLINE void store_lanes(float* p, vec a, unsigned lanes) { _mm256_maskstore_ps(p, spread_bits(lanes), a); }
+GS_INLINE vec keep_lanes(vec a, unsigned lanes) { return _mm256_and_ps(a, _mm256_castsi256_ps(spread_bits(lanes))); }
 GS_INLINE vec load_first(const float* p, int count) { return _mm256_maskload_ps(p, first(count)); }
 GS_INLINE void store_first(float* p, vec a, int count) { _mm256_maskstore_ps(p, first(count), a); }
 GS_INLINE float sum(vec a) {

@@ -21,7 +21,11 @@ GS_INLINE vec pin(vec a) {
 }
 GS_INLINE vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
 GS_INLINE vec max(vec a, vec b) { return _mm512_max_ps(a, b); }
+GS_INLINE vec min(vec a, vec b) { return _mm512_min_ps(a, b); }
 GS_INLINE vec fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+GS_INLINE vec load_lanes(const float* p, unsigned lanes) { return _mm512_maskz_loadu_ps((__mmask16)lanes, p); }
+GS_INLINE void store_lanes(float* p, vec a, unsigned lanes) { _mm512_mask_storeu_ps(p, (__mmask16)lanes, a); }
+GS_INLINE vec keep_lanes(vec a, unsigned lanes) { return _mm512_maskz_mov_ps((__mmask16)lanes, a); }
 GS_INLINE vec load_first(const float* p, int count) {
     return _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1u), p);
 }

@@ -21,6 +21,7 @@ GS_INLINE vec pin(vec a) {
 }
 GS_INLINE vec add(vec a, vec b) { return vaddq_f32(a, b); }
 GS_INLINE vec max(vec a, vec b) { return vmaxq_f32(a, b); }
+GS_INLINE vec min(vec a, vec b) { return vminq_f32(a, b); }
 GS_INLINE vec fma(vec a, vec b, vec c) { return vfmaq_f32(c, a, b); }
 GS_INLINE float sum(vec a) { return vaddvq_f32(a); }
 

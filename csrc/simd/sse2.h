@@ -21,6 +21,7 @@ GS_INLINE vec pin(vec a) {
 }
 GS_INLINE vec add(vec a, vec b) { return _mm_add_ps(a, b); }
 GS_INLINE vec max(vec a, vec b) { return _mm_max_ps(a, b); }
+GS_INLINE vec min(vec a, vec b) { return _mm_min_ps(a, b); }
 GS_INLINE vec fma(vec a, vec b, vec c) { return _mm_add_ps(_mm_mul_ps(a, b), c); }
 GS_INLINE float sum(vec a) {
     a = _mm_add_ps(a, _mm_movehl_ps(a, a));

@@ -9,9 +9,11 @@
 //   kMasks                     whether a load or store of some lanes is as fast as one of all
 //   vec, mask                  the types
 //   zero, broadcast, load, store, add, fma (a * b + c), sum (of the lanes)
-//   max                        where a is not a number b, where b is none no number
+//   max, min                   where a is not a number b, where b is none no number
 //   stream, end_streams        a store past the caches, to whole vectors; before others may read those
 //   load_first, store_first    the first `count` lanes; the others are zero, or stay
+//   load_lanes, store_lanes,   the lanes whose bits are set; the others are not touched, and zero in what is loaded or kept
+//   keep_lanes
 //   load_between               p[i] in lane i for first <= i < last, the lanes of `outside` elsewhere; no other p[i] is touched
 //   pick                       p[index[i]] in lane i < count; zero where the index is negative, and in the other lanes
 //   transpose                  of the kLanes x kLanes matrix whose rows are r[0..kLanes)

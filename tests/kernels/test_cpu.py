@@ -38,9 +38,10 @@ def _native_only() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def pattern(inputs: int, outputs: int, density: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Independent coin tosses, so rows differ in length and some are empty."""
-    mask = np.random.default_rng(seed).random((outputs, inputs)) < density
+def pattern(inputs: int, outputs: int, density: float, seed: int, block: int = 1) -> tuple[Tensor, Tensor]:
+    """Independent coin tosses, so rows differ in length and some are empty; `block` outputs in a row have the same inputs."""
+    mask = np.random.default_rng(seed).random((-(-outputs // block), inputs)) < density
+    mask = mask.repeat(block, axis=0)[:outputs]
     indptr = np.concatenate([[0], mask.sum(1).cumsum()]).astype(np.int32)
     return torch.from_numpy(indptr), torch.from_numpy(np.nonzero(mask)[1].astype(np.int32))
 
@@ -90,7 +91,7 @@ def problems(draw: st.DrawFn) -> tuple:
             max(min(s, 9), d * (k - 1) + 1 - 2 * p) for s, k, d, p in zip(size, kernel, dilation, padding, strict=True)
         ]
     batch = draw(st.sampled_from([1, 1, 2, 3, 8, 17, 33, 65]))
-    channels = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    channels = draw(st.integers(1, 9)), draw(st.one_of(st.integers(1, 9), st.sampled_from([4, 8, 12])))
     density = draw(st.sampled_from([0.0, 0.1, 0.4, 1.0]))
     return (
         kernel,
@@ -103,16 +104,17 @@ def problems(draw: st.DrawFn) -> tuple:
         density,
         draw(st.integers(1, 4)),
         draw(st.integers(0, 99)),
+        draw(st.sampled_from([1, 2, 4])),
     )
 
 
 @settings(max_examples=int(os.environ.get("GOSSAMER_EXAMPLES", "100")), deadline=None)
 @given(problems())
 def test_any_shape_agrees_with_the_reference(problem: tuple) -> None:
-    kernel, stride, dilation, padding, size, batch, (inputs, outputs), density, threads, seed = problem
+    kernel, stride, dilation, padding, size, batch, (inputs, outputs), density, threads, seed, block = problem
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    csr = pattern(inputs, outputs, density, seed)
+    csr = pattern(inputs, outputs, density, seed, block)
     x, w = torch.randn(batch, inputs, *size), torch.randn(len(csr[1]), *kernel)
     agrees(x, w, csr, (list(stride), list(padding), list(dilation)))
 
@@ -127,10 +129,21 @@ NETWORK_LAYERS = [  # batch, channels, size, kernel, stride, padding: one for ea
 ]
 
 
-@pytest.mark.parametrize("layer", NETWORK_LAYERS, ids=str)
-def test_layers_of_networks_agree_with_the_reference(layer: tuple[int, ...]) -> None:
+SHARED_LAYERS = [  # the same for outputs that share their inputs
+    *((1, 40, 24, 56, 3, 1, 1), (1, 20, 12, 128, 3, 1, 1), (2, 24, 40, 35, 5, 1, 2), (2, 32, 32, 28, 3, 2, 1)),
+    *((3, 300, 64, 7, 1, 1, 0), (1, 64, 96, 56, 1, 1, 0), (2, 64, 64, 29, 1, 2, 0), (2, 16, 20, 30, 3, 1, 0)),
+    *((66, 128, 32, 8, 3, 1, 1), (70, 48, 32, 4, 3, 1, 1), (20, 48, 32, 4, 3, 1, 1), (70, 48, 32, 2, 3, 1, 1)),
+    *((5, 64, 32, 7, 3, 1, 1), (40, 16, 32, 7, 7, 1, 0), (1, 3, 24, 112, 7, 2, 3), (9, 400, 16, 5, 3, 1, 2)),
+    *((1, 300, 16, 56, 3, 1, 1), (3, 32, 64, 14, 1, 1, 0), (3, 2, 40, 19, 3, 1, 0), (1, 256, 400, 56, 1, 2, 0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("layer", "block"), [(layer, 1) for layer in NETWORK_LAYERS] + [(layer, 4) for layer in SHARED_LAYERS], ids=str
+)
+def test_layers_of_networks_agree_with_the_reference(layer: tuple[int, ...], block: int) -> None:
     batch, inputs, outputs, size, k, stride, padding = layer
-    csr = pattern(inputs, outputs, 0.15, 0)
+    csr = pattern(inputs, outputs, 0.15, 0, block)
     agrees(
         torch.randn(batch, inputs, size, size),
         torch.randn(len(csr[1]), k, k),
@@ -199,8 +212,8 @@ def test_the_kernel_named_is_the_one_that_runs(
     [
         ((1, 6, 32, 32), 3, 1, 1, *["rows, taps in columns"] * 3),
         ((1, 6, 32, 32), 3, 2, 1, "rows, taps in columns", "rows, taps in columns, phases together", "rows"),
-        ((1, 6, 40, 40), 1, 1, 0, "points", "points", "rows run together"),
-        ((1, 6, 40, 40), 1, 2, 0, "points", "points", "rows run together"),
+        ((1, 6, 40, 40), 1, 1, 0, "points", "points", "in place"),
+        ((1, 6, 40, 40), 1, 2, 0, "points", "points", "lines"),
         ((70, 6, 4, 4), 3, 1, 1, "images in lanes", "images in lanes", "images in lanes"),
         ((70, 6, 2, 2), 3, 1, 1, "images in lanes, by position", "images in lanes, by position", "images in lanes"),
         ((70, 6, 8, 8), 3, 2, 1, "images in lanes", "images in lanes and points", "images in lanes"),
@@ -216,6 +229,31 @@ def test_names_of_kernels(
     names = kernels_ran((shape, (kernel, kernel)), pattern(6, 9, 0.5, 0), ([stride] * 2, [padding] * 2, [1, 1]))
     expected = {"forward": forward, "input_grad": input_grad, "weight_grad": weight_grad}
     assert {operation: ran for operation, (_, ran) in names.items()} == expected
+
+
+@pytest.mark.parametrize("block", [2, 4])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "padding", "forward", "input_grad", "weight_grad"),
+    [
+        ((1, 6, 32, 32), 3, 1, "lines", "rows, taps in columns", "rows, taps in columns"),
+        ((1, 6, 32, 32), 3, 0, "in place", "rows, taps in columns", "rows, taps in columns"),
+        ((1, 6, 18, 17), 1, 0, "in place", "points, shared", "in place, shared"),
+        ((1, 6, 18, 17), 3, 1, "lines", "lines, shared", "rows run together"),
+        ((70, 6, 3, 3), 1, 0, "points", "points, shared", "lines, shared"),
+        ((70, 6, 4, 4), 3, 1, "images in lanes, by position", "images in lanes, shared", "images in lanes"),
+        ((20, 6, 4, 4), 3, 1, "images in lanes", "images in lanes, shared", "images in lanes"),
+    ],
+)
+def test_names_of_kernels_for_shared_inputs(
+    shape: tuple[int, ...], kernel: int, padding: int, forward: str, input_grad: str, weight_grad: str, block: int
+) -> None:
+    if cpu.info()["isa"] != "avx512":
+        pytest.skip("which kernel a map gets depends on the lanes; these are of AVX-512")
+    torch.set_num_threads(1)
+    geometry = ([1, 1], [padding] * 2, [1, 1])
+    names = kernels_ran((shape, (kernel, kernel)), pattern(6, 12, 0.5, 0, block), geometry)
+    expected = {"forward": f"{forward}, shared", "input_grad": input_grad, "weight_grad": weight_grad}
+    assert names == {op: (name.replace("shared", f"shared by {block}"),) * 2 for op, name in expected.items()}
 
 
 @pytest.mark.parametrize("kernel", [2, 3, 5, 7])
@@ -267,10 +305,15 @@ def test_an_unsupported_instruction_set_is_an_error_that_names_those_there_are()
     assert "base" in run.stderr
 
 
-@pytest.mark.parametrize("layer", NETWORK_LAYERS[:1] + NETWORK_LAYERS[3:6] + NETWORK_LAYERS[7:], ids=str)
-def test_results_do_not_depend_on_the_number_of_threads(layer: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("layer", "block"),
+    [(layer, 1) for layer in NETWORK_LAYERS[:1] + NETWORK_LAYERS[3:6] + NETWORK_LAYERS[7:]]
+    + [(layer, 4) for layer in SHARED_LAYERS],
+    ids=str,
+)
+def test_results_do_not_depend_on_the_number_of_threads(layer: tuple[int, ...], block: int) -> None:
     batch, inputs, outputs, size, k, stride, padding = layer
-    csr = pattern(inputs, outputs, 0.2, 1)
+    csr = pattern(inputs, outputs, 0.2, 1, block)
     x, w = torch.randn(batch, inputs, size, size), torch.randn(len(csr[1]), k, k)
     geometry = ([stride] * 2, [padding] * 2, [1, 1])
     torch.set_num_threads(1)
@@ -282,11 +325,13 @@ def test_results_do_not_depend_on_the_number_of_threads(layer: tuple[int, ...]) 
             assert torch.equal(one, many)
 
 
-@pytest.mark.parametrize("layer", NETWORK_LAYERS, ids=str)
-def test_nothing_is_left_unwritten(layer: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("layer", "block"), [(layer, 1) for layer in NETWORK_LAYERS] + [(layer, 2) for layer in SHARED_LAYERS], ids=str
+)
+def test_nothing_is_left_unwritten(layer: tuple[int, ...], block: int) -> None:
     """Fresh tensors are full of NaN here; none may come through."""
     batch, inputs, outputs, size, k, stride, padding = layer
-    csr = pattern(inputs, outputs, 0.05, 2)
+    csr = pattern(inputs, outputs, 0.05, 2, block)
     x, w = torch.randn(batch, inputs, size, size), torch.randn(len(csr[1]), k, k)
     geometry = ([stride] * 2, [padding] * 2, [1, 1])
     torch.use_deterministic_algorithms(True)
@@ -301,6 +346,7 @@ def test_nothing_is_left_unwritten(layer: tuple[int, ...]) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's mprotect")
 @pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("block", [1, 4])
 @pytest.mark.parametrize(
     ("batch", "size", "kernel", "stride", "padding"),
     [
@@ -308,19 +354,21 @@ def test_nothing_is_left_unwritten(layer: tuple[int, ...]) -> None:
         (2, 33, 3, 1, 1),
         (1, 17, 5, 2, 2),
         (3, 7, 1, 1, 0),
+        (2, 13, 1, 1, 0),
+        (2, 15, 3, 1, 0),
         (1, 30, 1, 2, 0),
         (17, 5, 3, 1, 1),
         (9, 4, 4, 1, 0),
     ],
 )
 def test_nothing_outside_the_tensors_is_touched(
-    batch: int, size: int, kernel: int, stride: int, padding: int, at_end: bool
+    batch: int, size: int, kernel: int, stride: int, padding: int, block: int, at_end: bool
 ) -> None:
-    indptr, indices = pattern(5, 7, 0.5, 3)
+    indptr, indices = pattern(5, 8, 0.5, 3, block)
     geometry = [stride] * 2, [padding] * 2, [1, 1]
     conv = native._conv([batch, 5, size, size], [kernel] * 2, indptr, indices, *geometry)
     height, width = reference.output_size((batch, 5, size, size), (kernel, kernel), *geometry)
-    x, y = Guarded(batch * 5 * size * size, at_end), Guarded(batch * 7 * height * width, at_end)
+    x, y = Guarded(batch * 5 * size * size, at_end), Guarded(batch * 8 * height * width, at_end)
     w = Guarded(len(indices) * kernel * kernel, at_end)
     x.values[:], w.values[:] = 1, 1
     ours, kernels, theirs = ((t.address, t.values.size) for t in (x, w, y))
@@ -332,11 +380,12 @@ def test_nothing_outside_the_tensors_is_touched(
 
 @pytest.mark.parametrize("size", [1, 14])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_bias_and_relu_are_fused_into_the_store(size: int, kernel: int) -> None:
-    csr = pattern(6, 9, 0.4, 4)
-    x, w, bias = torch.randn(2, 6, size, size), torch.randn(len(csr[1]), kernel, kernel), torch.randn(9)
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_bias_and_relu_are_fused_into_the_store(size: int, kernel: int, block: int) -> None:
+    csr = pattern(6, 12, 0.4, 4, block)
+    x, w, bias = torch.randn(2, 6, size, size), torch.randn(len(csr[1]), kernel, kernel), torch.randn(12)
     conv = native._conv(x.shape, w.shape[1:], *csr, [1, 1], [kernel // 2] * 2, [1, 1])
-    out = torch.full((2, 9, size, size), torch.nan)
+    out = torch.full((2, 12, size, size), torch.nan)
     given, kernels, added, to = ((t.data_ptr(), t.numel()) for t in (x, w, bias, out))
     status = LIBRARY.gossamer_forward(conv, *given, *kernels, *added, 1, *to, 1)
     assert status == 0
@@ -416,14 +465,31 @@ def test_a_forked_worker_computes_the_same() -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("source", ["conv", "pool", "norm"])
+def test_shared_inputs_from_layout_to_layout(tmp_path: Path) -> None:
+    """The part that the layers' copies do not exercise: any pitch, borders that are written, residuals."""
+    compiler = shutil.which("g++")
+    if not compiler:
+        pytest.skip("needs g++")
+    flags = ["-std=gnu++17", "-w", "-DGOSSAMER_BUILD=base", "-I", str(ROOT / "csrc"), "-o", str(tmp_path / "shared")]
+    subprocess.run([compiler, str(ROOT / "tests/native/shared.cpp"), *flags], check=True, timeout=300)
+    run = subprocess.run([tmp_path / "shared"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *(f"conv/{name}" for name in ("conv", "shared", "shared_forward", "shared_input_grad", "shared_weight_grad")),
+        *("pool/pool", "norm/norm"),
+    ],
+)
 def test_there_are_no_weak_symbols_in_the_builds_for_instruction_sets(source: str, tmp_path: Path) -> None:
     """Even unoptimised, where nothing is inlined: a weak symbol could be linked from one build into all."""
     compiler, nm = shutil.which("g++"), shutil.which("nm")
     if not compiler or not nm:
         pytest.skip("needs g++ and nm")
     flags = ["-std=gnu++17", "-O0", "-w", "-fno-exceptions", "-DGOSSAMER_BUILD=base", "-I", str(ROOT / "csrc")]
-    file = ROOT / f"csrc/{source}/{source}.cpp"
+    file = ROOT / f"csrc/{source}.cpp"
     subprocess.run([compiler, *flags, "-c", str(file), "-o", str(tmp_path / "o")], check=True, timeout=300)
     symbols = subprocess.run([nm, tmp_path / "o"], check=True, capture_output=True, text=True).stdout.splitlines()
     assert any("_base" in line for line in symbols)

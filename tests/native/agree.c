@@ -141,10 +141,16 @@ int main(void) {
         c.pad_h = rand() % c.kernel_h;
         c.pad_w = rand() % c.kernel_w;
         if (round % 3 == 0) c.in_h = c.in_w = 1 + rand() % 8;
+        const int block = 1 << rand() % 3;  // so many outputs in a row have the same inputs
+        if (block > 1) c.out_channels = 8;
         int32_t edges = 0;
         for (int64_t o = 0; o < c.out_channels; o++) {
-            for (int32_t i = 0; i < c.in_channels; i++)
-                if (rand() % 2) indices[edges++] = i;
+            if (o % block) {
+                for (int32_t e = indptr[o - 1]; e < indptr[o]; e++) indices[edges++] = indices[e];
+            } else {
+                for (int32_t i = 0; i < c.in_channels; i++)
+                    if (rand() % 2) indices[edges++] = i;
+            }
             indptr[o + 1] = edges;
         }
         c.indptr_count = c.out_channels + 1;
