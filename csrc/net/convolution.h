@@ -1,0 +1,233 @@
+// Convolutions of a program: from layout to layout, blocks of outputs that share their inputs, everything else in the store.
+//
+// Positions lie in lanes along the source's plane as one line, border included, so that a tap is one constant offset; each loaded
+// vector serves the sums of a whole block. Where source and output have the same pitch, sums are stored as they come, with
+// zeros for the lanes between the rows; else row by row.
+#pragma once
+
+#include "net/activation.h"
+#include "base/parallel.h"
+#include "net/rows.h"
+
+namespace gossamer {
+namespace {
+
+#if defined(__AVX512F__)
+GS_INLINE vec keep(vec a, const uint32_t* bits) { return _mm512_and_ps(a, _mm512_loadu_ps((const float*)bits)); }
+GS_INLINE vec smaller(vec a, vec b) { return _mm512_min_ps(a, b); }
+#elif defined(__AVX2__)
+GS_INLINE vec keep(vec a, const uint32_t* bits) { return _mm256_and_ps(a, _mm256_loadu_ps((const float*)bits)); }
+GS_INLINE vec smaller(vec a, vec b) { return _mm256_min_ps(a, b); }
+#elif defined(__SSE2__)
+GS_INLINE vec keep(vec a, const uint32_t* bits) { return _mm_and_ps(a, _mm_loadu_ps((const float*)bits)); }
+GS_INLINE vec smaller(vec a, vec b) { return _mm_min_ps(a, b); }
+#else
+GS_INLINE vec keep(vec a, const uint32_t* bits) {
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vld1q_u32(bits)));
+}
+GS_INLINE vec smaller(vec a, vec b) { return vminq_f32(a, b); }
+#endif
+
+// The most vectors of positions whose sums, loaded values and one weight fit the registers.
+constexpr int most_vectors(int block) {
+    return kRegisters == 32 ? (block == 4 ? 5 : 8) : block == 4 ? 2 : block == 2 ? 4 : 6;
+}
+
+struct Summing {
+    const Step* step;
+    const Convolution* conv;
+    const float* source;    // of position 0 of channel 0
+    float* out;
+    const float* residual;  // or NULL
+    float lowest, highest;
+};
+
+// Everything after the sums where they cannot be stored as they come: `sums` are `count` positions from q on, of output o.
+void store_rows(const Summing& s, float* sums, i64 q, i64 count, i64 o) {
+    const Convolution& c = *s.conv;
+    const View& out = s.step->out;
+    float* const to = s.out + o * out.plane;
+    count = least(count, c.positions - q);
+    const auto pieces = [&](auto body) {
+        for (i64 y = q / c.pitch; y * c.pitch < q + count; y++) {
+            const i64 first = most(0, q - y * c.pitch), last = least(out.width, q + count - y * c.pitch);
+            if (first < last) body(y, first, last, sums + (y * c.pitch - q));
+        }
+    };
+    const auto add_residual = [&](i64 y, i64 first, i64 last, float* values) {
+        const float* from = s.residual + o * s.step->in[1].plane + y * s.step->in[1].pitch;
+        for (i64 x = first; x < last; x++) values[x] += from[x];
+    };
+    if (s.residual && !s.step->after) pieces(add_residual);
+    activate(s.step->activation, sums, count);
+    if (s.residual && s.step->after) pieces(add_residual);
+    pieces([&](i64 y, i64 first, i64 last, const float* values) {
+        for (i64 x = first; x < last; x++) to[y * out.pitch + x] = values[x];
+        if (last == out.width) seal(out, to, 1, y);
+    });
+    if (o == 0 && q == 0)
+        for (i64 i = 1; i <= out.head; i++) to[-i] = 0;
+}
+
+// Outputs of one block, V vectors of positions from q on. W: taps of a run.
+template <int B, int V, int W>
+void sum_tile(const Summing& s, i64 q, const Block& b) {
+    const Convolution& c = *s.conv;
+    const float* const bias = c.bias + b.output;
+    vec sum[B][V];
+#pragma GCC unroll 4
+    for (int o = 0; o < B; o++)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) sum[o][v] = broadcast(bias[o]);
+    const float* const source = s.source + q;
+    const int32_t *index = c.indices + b.index, *const end = index + b.inputs;
+    const float* weight = c.weight + b.weight;
+    const i64 *const first = c.run, *const last = first + c.runs;
+    const float* x = b.inputs ? source + *index * c.plane : source;
+    for (; index < end; index++) {
+        const float* const next = index + 1 < end ? source + index[1] * c.plane : x;
+        for (const i64* run = first; run < last; run++, weight += B * W) {
+            const float* from = x + *run;
+#pragma GCC unroll 9
+            for (int v = 0; v <= (W > 1 ? V : V - 1); v++) __builtin_prefetch(next + *run + v * kLanes);
+            pin(from);
+#pragma GCC unroll 7
+            for (int i = 0; i < W; i++) {
+                vec value[V];
+#pragma GCC unroll 8
+                for (int v = 0; v < V; v++) value[v] = pin(load(from + i + v * kLanes));
+#pragma GCC unroll 4
+                for (int o = 0; o < B; o++) {
+                    const vec factor = broadcast(weight[B * i + o]);
+#pragma GCC unroll 8
+                    for (int v = 0; v < V; v++) sum[o][v] = fma(value[v], factor, sum[o][v]);
+                }
+            }
+        }
+        x = next;
+    }
+    const View& out = s.step->out;
+    if (!c.lines) {
+        float spilt[B][V * kLanes];
+#pragma GCC unroll 4
+        for (int o = 0; o < B; o++)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) store(spilt[o] + v * kLanes, sum[o][v]);
+        for (int o = 0; o < B; o++) store_rows(s, spilt[o], q, V * kLanes, b.output + o);
+        return;
+    }
+    const vec lowest = broadcast(s.lowest), highest = broadcast(s.highest);
+    float* to = s.out + b.output * out.plane + q;
+    const float* residual = s.residual ? s.residual + b.output * s.step->in[1].plane + q : nullptr;
+#pragma GCC unroll 4
+    for (int o = 0; o < B; o++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) {
+            vec value = sum[o][v];
+            if (residual) value = add(value, load(residual + v * kLanes));
+            value = smaller(highest, max(lowest, value));
+            store(to + v * kLanes, keep(value, c.inside + q + v * kLanes));
+        }
+        if (q + V * kLanes >= c.positions)
+            for (i64 i = V * kLanes; i < out.plane - q; i++) to[i] = 0;
+        to += out.plane;
+        if (residual) residual += s.step->in[1].plane;
+    }
+    if (q == 0 && b.output == 0)
+        for (i64 i = 1; i <= out.head; i++) s.out[-i] = 0;
+}
+
+typedef void (*SumTile)(const Summing&, i64 q, const Block&);
+
+template <int B, int V>
+SumTile sum_tile_of(int across) {
+    if constexpr (V > most_vectors(B)) {
+        return nullptr;
+    } else {
+        return across == 3 ? sum_tile<B, V, 3> : across == 5 ? sum_tile<B, V, 5> : across == 7 ? sum_tile<B, V, 7> : sum_tile<B, V, 1>;
+    }
+}
+
+template <int B>
+SumTile sum_tile_of(i64 vectors, int across) {
+    switch (vectors) {
+        case 1: return sum_tile_of<B, 1>(across);
+        case 2: return sum_tile_of<B, 2>(across);
+        case 3: return sum_tile_of<B, 3>(across);
+        case 4: return sum_tile_of<B, 4>(across);
+        case 5: return sum_tile_of<B, 5>(across);
+        case 6: return sum_tile_of<B, 6>(across);
+        case 7: return sum_tile_of<B, 7>(across);
+        default: return sum_tile_of<B, 8>(across);
+    }
+}
+
+SumTile sum_tile_of(int width, i64 vectors, int across) {
+    return width == 4 ? sum_tile_of<4>(vectors, across) : width == 2 ? sum_tile_of<2>(vectors, across) : sum_tile_of<1>(vectors, across);
+}
+
+// One row of a phase: to[i] = from[(i + first) * stride + phase] where that is in the source's row, else zero.
+void phase_row(float* to, i64 count, const float* from, i64 width, i64 first, i64 stride, i64 phase) {
+    const i64 at = first * stride + phase;
+    const i64 begin = at >= 0 ? 0 : least(count, divide_up(-at, stride));
+    const i64 end = most(begin, least(count, at >= width ? 0 : divide_up(width - at, stride)));
+    for (i64 i = 0; i < begin; i++) to[i] = 0;
+    from += at;
+    if (stride == 1) {
+        move(to + begin, from + begin, end - begin);
+    } else if (stride == 2) {
+        i64 i = begin;
+        for (; i + kLanes < end; i += kLanes) {
+            vec even, odd;
+            deinterleave(load(from + 2 * i), load(from + 2 * i + kLanes), even, odd);
+            store(to + i, even);
+        }
+        for (; i < end; i++) to[i] = from[2 * i];
+    } else {
+        for (i64 i = begin; i < end; i++) to[i] = from[i * stride];
+    }
+    for (i64 i = end; i < count; i++) to[i] = 0;
+}
+
+void prepare(const Step& step, const Worker& w) {
+    const Convolution& c = step.conv;
+    const View& in = step.in[0];
+    const i64 rows = c.phases * c.phase_rows;
+    const Share mine = share(w, in.channels * rows);
+    for (i64 r = mine.first; r < mine.last; r++) {
+        const i64 channel = r / rows, phase = r % rows / c.phase_rows, line = r % c.phase_rows;
+        const i64 y = (line + c.first_row) * step.stride_h + c.phase[2 * phase];
+        float* to = w.shared + channel * c.plane + phase * c.phase_plane + line * c.pitch;
+        if (y < 0 || y >= in.height)
+            memset(to, 0, sizeof(float) * c.pitch);
+        else
+            phase_row(to, c.pitch, row(in, w, channel, y), in.width, c.first_column, step.stride_w, c.phase[2 * phase + 1]);
+    }
+}
+
+void convolution(const Step& step, const Worker& w) {
+    const Convolution& c = step.conv;
+    Summing s = {&step, &c, c.prepared ? w.shared : place(step.in[0], w) + c.start, w.arena + step.out.offset,
+                 step.inputs > 1 ? place(step.in[1], w) : nullptr, -__builtin_inff(), __builtin_inff()};
+    if (step.activation.function == Function::Clamp) s.lowest = step.activation.a, s.highest = step.activation.b;
+    if (c.prepared) {
+        prepare(step, w);
+        if (w.threads > 1) barrier();
+    }
+    const i64 vectors = divide_up(c.positions, kLanes), stretches = divide_up(vectors, most_vectors(c.block[0].width));
+    const auto stretch = [&](i64 i) { return vectors * i / stretches; };
+    const Share mine = share(w, stretches * c.blocks);
+    for (i64 u = mine.first; u < mine.last; u++) {
+        const i64 i = c.outputs_outside ? u % stretches : u / c.blocks, b = c.outputs_outside ? u / stretches : u % c.blocks;
+        const Block& block = c.block[b];
+        i64 v = stretch(i);
+        for (const i64 end = stretch(i + 1); v < end;) {
+            const i64 count = least(end - v, most_vectors(block.width));
+            sum_tile_of(block.width, count, c.across)(s, v * kLanes, block);
+            v += count;
+        }
+    }
+}
+
+}  // namespace
+}  // namespace gossamer

@@ -1,0 +1,283 @@
+// Operations that gather many numbers into one: pooling, reduction, normalisation, softmax.
+#pragma once
+
+#include "net/activation.h"
+#include "net/rows.h"
+
+namespace gossamer {
+namespace {
+
+struct Maximum {
+    static constexpr float start = -__builtin_inff();
+    static GS_INLINE float join(float a, float b) { return b > a || b != b ? b : a; }
+};
+struct Minimum {
+    static constexpr float start = __builtin_inff();
+    static GS_INLINE float join(float a, float b) { return b < a || b != b ? b : a; }
+};
+struct Total {
+    static constexpr float start = 0;
+    static GS_INLINE float join(float a, float b) { return a + b; }
+};
+
+// Elements first, first + step, ... of a window's axis that lie in the source.
+struct Inside {
+    i64 first, count;
+};
+GS_INLINE Inside window_inside(i64 at, i64 kernel, i64 dilation, i64 size) {
+    const i64 skipped = at < 0 ? divide_up(-at, dilation) : 0;
+    return {at + skipped * dilation, most(0, least(kernel - skipped, divide_up(size - at, dilation) - skipped))};
+}
+GS_INLINE i64 padded_extent(i64 at, i64 kernel, i64 size, i64 after) { return least(at + kernel, size + after) - at; }
+
+template <typename Join>
+GS_INLINE void join_columns(const Step& s, const float* line, float* to) {
+    const View& in = s.in[0];
+    const i64 first = least(s.out.width, divide_up(s.left, s.stride_w));
+    const i64 room = in.width + s.left - s.dilation_w * (s.kernel_w - 1) - 1;
+    const i64 last = room < 0 ? first : most(first, least(s.out.width, room / s.stride_w + 1));
+    const auto edge = [&](i64 from, i64 end) {
+        for (i64 x = from; x < end; x++) {
+            const Inside inside = window_inside(x * s.stride_w - s.left, s.kernel_w, s.dilation_w, in.width);
+            float joined = Join::start;
+            for (i64 i = 0; i < inside.count; i++) joined = Join::join(joined, line[inside.first + i * s.dilation_w]);
+            to[x] = joined;
+        }
+    };
+    edge(0, first);
+    const float* from = line + first * s.stride_w - s.left;
+    const i64 n = last - first;
+    for (i64 x = 0; x < n; x++) to[first + x] = Join::start;
+    for (i64 k = 0; k < s.kernel_w; k++) {
+        const float* tap = from + k * s.dilation_w;
+        if (s.stride_w == 1)
+            for (i64 x = 0; x < n; x++) to[first + x] = Join::join(to[first + x], tap[x]);
+        else if (s.stride_w == 2)
+            for (i64 x = 0; x < n; x++) to[first + x] = Join::join(to[first + x], tap[2 * x]);
+        else
+            for (i64 x = 0; x < n; x++) to[first + x] = Join::join(to[first + x], tap[x * s.stride_w]);
+    }
+    edge(last, s.out.width);
+}
+
+template <typename Join>
+void pool_with(const Step& s, const Worker& w) {
+    const View& in = s.in[0];
+    each_row(s.out, w, [&](i64 c, i64 y, float* to) {
+        const i64 at = y * s.stride_h - s.top;
+        const Inside rows = window_inside(at, s.kernel_h, s.dilation_h, in.height);
+        const float* line = row(in, w, c, rows.first);
+        if (rows.count > 1) {
+            const i64 step = s.dilation_h * in.pitch;
+            for (i64 x = 0; x < in.width; x++) w.own[x] = Join::join(line[x], line[x + step]);
+            for (i64 i = 2; i < rows.count; i++)
+                for (i64 x = 0; x < in.width; x++) w.own[x] = Join::join(w.own[x], line[x + i * step]);
+            line = w.own;
+        }
+        join_columns<Join>(s, line, to);
+        if (s.function == Function::Max) return;
+        for (i64 x = 0; x < s.out.width; x++) {
+            const i64 across = x * s.stride_w - s.left;
+            const i64 area = s.divisor ? s.divisor
+                             : s.count_padding ? padded_extent(at, s.kernel_h, in.height, s.bottom) * padded_extent(across, s.kernel_w, in.width, s.right)
+                                               : rows.count * window_inside(across, s.kernel_w, 1, in.width).count;
+            to[x] /= (float)area;
+        }
+    });
+}
+
+void pool(const Step& s, const Worker& w) { s.function == Function::Max ? pool_with<Maximum>(s, w) : pool_with<Total>(s, w); }
+
+template <typename Join>
+void adaptive_with(const Step& s, const Worker& w) {
+    const View& in = s.in[0];
+    each_row(s.out, w, [&](i64 c, i64 y, float* to) {
+        const i64 y0 = y * in.height / s.out.height, y1 = divide_up((y + 1) * in.height, s.out.height);
+        for (i64 x = 0; x < s.out.width; x++) {
+            const i64 x0 = x * in.width / s.out.width, x1 = divide_up((x + 1) * in.width, s.out.width);
+            float joined = Join::start;
+            for (i64 i = y0; i < y1; i++) {
+                const float* line = row(in, w, c, i);
+                for (i64 j = x0; j < x1; j++) joined = Join::join(joined, line[j]);
+            }
+            to[x] = s.function == Function::Max ? joined : joined / (float)((y1 - y0) * (x1 - x0));
+        }
+    });
+}
+
+void adaptive_pool(const Step& s, const Worker& w) {
+    s.function == Function::Max ? adaptive_with<Maximum>(s, w) : adaptive_with<Total>(s, w);
+}
+
+// Joins n floats in kLanes strands.
+template <typename Join>
+GS_INLINE float join_row(const float* line, i64 n) {
+    float strand[kLanes];
+    for (int l = 0; l < kLanes; l++) strand[l] = Join::start;
+    i64 x = 0;
+    for (; x + kLanes <= n; x += kLanes)
+        for (int l = 0; l < kLanes; l++) strand[l] = Join::join(strand[l], line[x + l]);
+    float joined = Join::start;
+    for (int l = 0; l < kLanes; l++) joined = Join::join(joined, strand[l]);
+    for (; x < n; x++) joined = Join::join(joined, line[x]);
+    return joined;
+}
+
+template <typename Join>
+void reduce_with(const Step& s, const Worker& w) {
+    const View& in = s.in[0];
+    const i64 joined = in.channels * in.height * in.width / (s.out.channels * s.out.height * s.out.width);
+    each_row(s.out, w, [&](i64 c, i64 y, float* to) {
+        const i64 c0 = s.axes & 1 ? 0 : c, c1 = s.axes & 1 ? in.channels : c + 1, y0 = s.axes & 2 ? 0 : y, y1 = s.axes & 2 ? in.height : y + 1;
+        for (i64 x = 0; x < s.out.width; x++) to[x] = Join::start;
+        for (i64 i = c0; i < c1; i++)
+            for (i64 j = y0; j < y1; j++) {
+                const float* line = row(in, w, i, j);
+                if (s.axes & 4)
+                    *to = Join::join(*to, join_row<Join>(line, in.width));
+                else
+                    for (i64 x = 0; x < in.width; x++) to[x] = Join::join(to[x], line[x]);
+            }
+        if (s.function == Function::Mean)
+            for (i64 x = 0; x < s.out.width; x++) to[x] /= (float)joined;
+    });
+}
+
+void reduce(const Step& s, const Worker& w) {
+    if (s.function == Function::Max) return reduce_with<Maximum>(s, w);
+    if (s.function == Function::Min) return reduce_with<Minimum>(s, w);
+    reduce_with<Total>(s, w);
+}
+
+GS_INLINE float sum_of_squares(const float* line, i64 n, float mean) {
+    float strand[kLanes] = {}, total = 0;
+    i64 x = 0;
+    for (; x + kLanes <= n; x += kLanes)
+        for (int l = 0; l < kLanes; l++) strand[l] += (line[x + l] - mean) * (line[x + l] - mean);
+    for (int l = 0; l < kLanes; l++) total += strand[l];
+    for (; x < n; x++) total += (line[x] - mean) * (line[x] - mean);
+    return total;
+}
+
+void norm_group(const Step& s, const Worker& w) {
+    const View& in = s.in[0];
+    const Share groups = share(w, s.groups);
+    const i64 size = in.channels / s.groups;
+    const float count = (float)(size * in.height * in.width);
+    for (i64 g = groups.first; g < groups.last; g++) {
+        float mean = 0, square = 0;
+        if (s.center)
+            for (i64 c = g * size; c < (g + 1) * size; c++)
+                for (i64 y = 0; y < in.height; y++) mean += join_row<Total>(row(in, w, c, y), in.width) / count;
+        for (i64 c = g * size; c < (g + 1) * size; c++)
+            for (i64 y = 0; y < in.height; y++) square += sum_of_squares(row(in, w, c, y), in.width, mean) / count;
+        const float factor = 1.0f / sqrtf(square + s.epsilon);
+        for (i64 c = g * size; c < (g + 1) * size; c++) {
+            const float scale = factor * (s.scale ? s.scale[c] : 1.0f), shift = s.shift ? s.shift[c] : 0.0f;
+            float* const plane = row_to(s.out, w, c, 0);
+            for (i64 y = 0; y < in.height; y++) {
+                const float* from = row(in, w, c, y);
+                float* const to = plane + y * s.out.pitch;
+                for (i64 x = 0; x < in.width; x++) to[x] = (from[x] - mean) * scale + shift;
+                activate(s.activation, to, in.width);
+                seal(s.out, plane, c, y);
+            }
+        }
+    }
+}
+
+void norm_channel(const Step& s, const Worker& w) {
+    const View& in = s.in[0];
+    const i64 n = in.width;
+    float *const mean = w.own, *const factor = w.own + n;
+    const Share rows = share(w, in.height);
+    for (i64 y = rows.first; y < rows.last; y++) {
+        for (i64 x = 0; x < n; x++) mean[x] = factor[x] = 0;
+        if (s.center) {
+            for (i64 c = 0; c < in.channels; c++) {
+                const float* line = row(in, w, c, y);
+                for (i64 x = 0; x < n; x++) mean[x] += line[x];
+            }
+            for (i64 x = 0; x < n; x++) mean[x] /= (float)in.channels;
+        }
+        for (i64 c = 0; c < in.channels; c++) {
+            const float* line = row(in, w, c, y);
+            for (i64 x = 0; x < n; x++) factor[x] += (line[x] - mean[x]) * (line[x] - mean[x]);
+        }
+        for (i64 x = 0; x < n; x++) factor[x] = 1.0f / sqrtf(factor[x] / (float)in.channels + s.epsilon);
+        for (i64 c = 0; c < in.channels; c++) {
+            const float *line = row(in, w, c, y), scale = s.scale ? s.scale[c] : 1.0f, shift = s.shift ? s.shift[c] : 0.0f;
+            float *const plane = row_to(s.out, w, c, 0), *const to = plane + y * s.out.pitch;
+            for (i64 x = 0; x < n; x++) to[x] = (line[x] - mean[x]) * factor[x] * scale + shift;
+            activate(s.activation, to, n);
+            seal(s.out, plane, c, y);
+        }
+    }
+}
+
+void norm_width(const Step& s, const Worker& w) {
+    const i64 n = s.out.width;
+    each_row(s.out, w, [&](i64 c, i64 y, float* to) {
+        const float* from = row(s.in[0], w, c, y);
+        const float mean = s.center ? join_row<Total>(from, n) / (float)n : 0.0f;
+        const float factor = 1.0f / sqrtf(sum_of_squares(from, n, mean) / (float)n + s.epsilon);
+        for (i64 x = 0; x < n; x++) to[x] = (from[x] - mean) * factor;
+        if (s.scale)
+            for (i64 x = 0; x < n; x++) to[x] *= s.scale[x];
+        if (s.shift)
+            for (i64 x = 0; x < n; x++) to[x] += s.shift[x];
+        activate(s.activation, to, n);
+    });
+}
+
+void norm(const Step& s, const Worker& w) { s.axes == 0 ? norm_group(s, w) : s.axes == 1 ? norm_channel(s, w) : norm_width(s, w); }
+
+void softmax_width(const Step& s, const Worker& w) {
+    const i64 n = s.out.width;
+    each_row(s.out, w, [&](i64 c, i64 y, float* to) {
+        const float* from = row(s.in[0], w, c, y);
+        const float highest = join_row<Maximum>(from, n);
+        for (i64 x = 0; x < n; x++) to[x] = exponential(from[x] - highest);
+        const float total = join_row<Total>(to, n), shift = highest + logf(total);
+        if (s.logarithm)
+            for (i64 x = 0; x < n; x++) to[x] = from[x] - shift;
+        else
+            for (i64 x = 0; x < n; x++) to[x] /= total;
+    });
+}
+
+// Over channels or rows: line i of `count` is row(outer of i).
+void softmax_lines(const Step& s, const Worker& w) {
+    const View& in = s.in[0];
+    const i64 n = in.width, count = s.axes == 0 ? in.channels : in.height;
+    float *const highest = w.own, *const total = w.own + n;
+    const Share mine = share(w, s.axes == 0 ? in.height : in.channels);
+    for (i64 fixed = mine.first; fixed < mine.last; fixed++) {
+        const auto line = [&](i64 i) { return s.axes == 0 ? row(in, w, i, fixed) : row(in, w, fixed, i); };
+        for (i64 x = 0; x < n; x++) highest[x] = Maximum::start, total[x] = 0;
+        for (i64 i = 0; i < count; i++) {
+            const float* from = line(i);
+            for (i64 x = 0; x < n; x++) highest[x] = Maximum::join(highest[x], from[x]);
+        }
+        for (i64 i = 0; i < count; i++) {
+            const float* from = line(i);
+            for (i64 x = 0; x < n; x++) total[x] += exponential(from[x] - highest[x]);
+        }
+        for (i64 x = 0; x < n; x++) total[x] = s.logarithm ? highest[x] + logf(total[x]) : 1.0f / total[x];
+        for (i64 i = 0; i < count; i++) {
+            const i64 c = s.axes == 0 ? i : fixed, y = s.axes == 0 ? fixed : i;
+            const float* from = line(i);
+            float *const plane = row_to(s.out, w, c, 0), *const to = plane + y * s.out.pitch;
+            if (s.logarithm)
+                for (i64 x = 0; x < n; x++) to[x] = from[x] - total[x];
+            else
+                for (i64 x = 0; x < n; x++) to[x] = exponential(from[x] - highest[x]) * total[x];
+            seal(s.out, plane, c, y);
+        }
+    }
+}
+
+void softmax(const Step& s, const Worker& w) { s.axes == 2 ? softmax_width(s, w) : softmax_lines(s, w); }
+
+}  // namespace
+}  // namespace gossamer
