@@ -54,6 +54,24 @@ void store_rows(const Summing& s, float* sums, i64 q, i64 count, i64 o) {
             if (first < last) body(y, first, last, sums + (y * c.pitch - q));
         }
     };
+    const Function function = s.step->activation.function;
+    if (!s.step->after && (function == Function::None || function == Function::Clamp)) {
+        const vec lowest = broadcast(s.lowest), highest = broadcast(s.highest);
+        pieces([&](i64 y, i64 first, i64 last, const float* values) {
+            float* const line = to + y * out.pitch;
+            const float* const other = s.residual ? s.residual + o * s.step->in[1].plane + y * s.step->in[1].pitch : nullptr;
+            for (i64 x = first; x < last; x += kLanes) {
+                vec value = load(values + x);
+                if (other) value = add(value, load(other + x));
+                value = smaller(highest, max(lowest, value));
+                x + kLanes <= last ? store(line + x, value) : store_first(line + x, value, (int)(last - x));
+            }
+            if (last == out.width) seal(out, to, 1, y);
+        });
+        if (o == 0 && q == 0)
+            for (i64 i = 1; i <= out.head; i++) to[-i] = 0;
+        return;
+    }
     const auto add_residual = [&](i64 y, i64 first, i64 last, float* values) {
         const float* from = s.residual + o * s.step->in[1].plane + y * s.step->in[1].pitch;
         for (i64 x = first; x < last; x++) values[x] += from[x];
@@ -108,7 +126,7 @@ void sum_tile(const Summing& s, i64 q, const Block& b) {
     }
     const View& out = s.step->out;
     if (!c.lines) {
-        float spilt[B][V * kLanes];
+        float spilt[B][(V + 1) * kLanes];  // rows end anywhere and are read in whole vectors
 #pragma GCC unroll 4
         for (int o = 0; o < B; o++)
 #pragma GCC unroll 8
@@ -166,43 +184,69 @@ SumTile sum_tile_of(int width, i64 vectors, int across) {
     return width == 4 ? sum_tile_of<4>(vectors, across) : width == 2 ? sum_tile_of<2>(vectors, across) : sum_tile_of<1>(vectors, across);
 }
 
-// One row of a phase: to[i] = from[(i + first) * stride + phase] where that is in the source's row, else zero.
-void phase_row(float* to, i64 count, const float* from, i64 width, i64 first, i64 stride, i64 phase) {
-    const i64 at = first * stride + phase;
-    const i64 begin = at >= 0 ? 0 : least(count, divide_up(-at, stride));
-    const i64 end = most(begin, least(count, at >= width ? 0 : divide_up(width - at, stride)));
-    for (i64 i = 0; i < begin; i++) to[i] = 0;
-    from += at;
-    if (stride == 1) {
-        move(to + begin, from + begin, end - begin);
-    } else if (stride == 2) {
-        i64 i = begin;
-        for (; i + kLanes < end; i += kLanes) {
-            vec even, odd;
-            deinterleave(load(from + 2 * i), load(from + 2 * i + kLanes), even, odd);
-            store(to + i, even);
-        }
-        for (; i < end; i++) to[i] = from[2 * i];
-    } else {
-        for (i64 i = begin; i < end; i++) to[i] = from[i * stride];
-    }
-    for (i64 i = end; i < count; i++) to[i] = 0;
+constexpr uint32_t kOn = ~0u;
+const uint32_t kWindow[48] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, kOn, kOn, kOn, kOn, kOn, kOn, kOn, kOn,
+                              kOn, kOn, kOn, kOn, kOn, kOn, kOn, kOn, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+
+// Lanes [first, last) of a; zero in the others.
+GS_INLINE vec lanes_between(vec a, i64 first, i64 last) {
+    const uint32_t* const all = kWindow + 16;
+    return keep(keep(a, all + 16 - most(0, least(16, last))), all - most(0, least(16, first)));
 }
 
+// One row of a phase, or with `odd` of two phases next to each other: to[i] = from[(first + i) * stride] where that is in the source's row,
+// else zero. `from` is the row's element 0, or that of the phase; `width` is counted from there.
+void phase_row(float* to, float* odd, i64 count, const float* from, i64 width, i64 first, i64 stride) {
+    const i64 at = first * stride;
+    if (stride > 2) {
+        for (i64 i = 0; i < count; i++) to[i] = at + i * stride >= 0 && at + i * stride < width ? from[at + i * stride] : 0.0f;
+        return;
+    }
+    const i64 begin = -first;  // the first i that lies in the row
+    const i64 end = divide_up(width, stride) - first, odd_end = width / 2 - first;
+    from += at;
+    for (i64 i = 0; i < count; i += kLanes, from += stride * kLanes) {
+        const int lanes = (int)least(kLanes, count - i);
+        const auto put = [&](float* p, vec value, i64 last) {
+            if (i < begin || i + kLanes > last) value = lanes_between(value, begin - i, last - i);
+            lanes == kLanes ? store(p + i, value) : store_first(p + i, value, lanes);
+        };
+        if (i + kLanes <= begin || i >= end) {
+            put(to, zero(), end);
+            if (odd) put(odd, zero(), odd_end);
+        } else if (stride == 1) {
+            put(to, load(from), end);
+        } else {
+            vec even_lanes, odd_lanes;
+            deinterleave(load(from), load(from + kLanes), even_lanes, odd_lanes);
+            put(to, even_lanes, end);
+            if (odd) put(odd, odd_lanes, odd_end);
+        }
+    }
+}
+
+// Copies the source into padded planes, one for each phase of the stride, so that every tap is one constant offset.
 void prepare(const Step& step, const Worker& w) {
     const Convolution& c = step.conv;
     const View& in = step.in[0];
-    const i64 rows = c.phases * c.phase_rows;
-    const Share mine = share(w, in.channels * rows);
-    for (i64 r = mine.first; r < mine.last; r++) {
-        const i64 channel = r / rows, phase = r % rows / c.phase_rows, line = r % c.phase_rows;
-        const i64 y = (line + c.first_row) * step.stride_h + c.phase[2 * phase];
-        float* to = w.shared + channel * c.plane + phase * c.phase_plane + line * c.pitch;
-        if (y < 0 || y >= in.height)
-            memset(to, 0, sizeof(float) * c.pitch);
-        else
-            phase_row(to, c.pitch, row(in, w, channel, y), in.width, c.first_column, step.stride_w, c.phase[2 * phase + 1]);
-    }
+    const Share mine = share(w, in.channels);
+    for (i64 channel = mine.first; channel < mine.last; channel++)
+        for (i64 p = 0; p < c.phases; p++) {
+            const int32_t *phase = c.phase + 2 * p, row_phase = phase[0], column_phase = phase[1];
+            const bool pair = step.stride_w == 2 && p + 1 < c.phases && phase[2] == row_phase && column_phase == 0;
+            float* to = w.shared + channel * c.plane + p * c.phase_plane;
+            for (i64 line = 0; line < c.phase_rows; line++, to += c.pitch) {
+                const i64 y = (line + c.first_row) * step.stride_h + row_phase;
+                float* const odd = pair ? to + c.phase_plane : nullptr;
+                if (y >= 0 && y < in.height) {
+                    phase_row(to, odd, c.pitch, row(in, w, channel, y) + column_phase, in.width - column_phase, c.first_column, step.stride_w);
+                } else {
+                    memset(to, 0, sizeof(float) * c.pitch);
+                    if (odd) memset(odd, 0, sizeof(float) * c.pitch);
+                }
+            }
+            p += pair;
+        }
 }
 
 void convolution(const Step& step, const Worker& w) {
@@ -221,7 +265,8 @@ void convolution(const Step& step, const Worker& w) {
         const i64 i = c.outputs_outside ? u % stretches : u / c.blocks, b = c.outputs_outside ? u / stretches : u % c.blocks;
         const Block& block = c.block[b];
         i64 v = stretch(i);
-        for (const i64 end = stretch(i + 1); v < end;) {
+        const i64 end = stretch(i + 1);
+        while (v < end) {
             const i64 count = least(end - v, most_vectors(block.width));
             sum_tile_of(block.width, count, c.across)(s, v * kLanes, block);
             v += count;

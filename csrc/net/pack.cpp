@@ -267,7 +267,9 @@ class Packer {
         const Axis rows = axis(s.kernel_h, s.stride_h, s.dilation_h, s.top), columns = axis(s.kernel_w, s.stride_w, s.dilation_w, s.left);
         std::map<std::pair<int64_t, int64_t>, int64_t> phases;
         for (int64_t a : rows.phase)
-            for (int64_t b : columns.phase) phases.emplace(std::make_pair(a, b), (int64_t)phases.size());
+            for (int64_t b : columns.phase) phases[{a, b}] = 0;
+        int64_t count = 0;
+        for (auto& entry : phases) entry.second = count++;
         c.prepared = true;
         c.phases = (int32_t)phases.size();
         int32_t* phase = made_.store.take<int32_t>(2 * c.phases);
