@@ -70,15 +70,15 @@ class Packer {
         made_.own = std::max(made_.own, 4 * (width + 64));
         const View& source = views[0];
         switch (s.kind) {
-            case Kind::Conv: conv(op, described); break;
-            case Kind::Linear: {
-                s.weight = floats(op, "weight"), s.bias = floats(op, "bias");
-                const Tensor& weight = program_.tensors[op.tensors.at("weight")];
-                made_.shared = std::max(made_.shared, weight.shape[1] + kSlackFloats);
-                described.madds = weight.count * (s.rows ? source.channels * source.height : 1);
-                described.kernel = s.rows ? "rows" : "vector";
+            case Kind::Conv:
+                if (of_vectors(op)) {
+                    s.kind = Kind::Linear;
+                    linear(op, source.channels, described);
+                } else {
+                    conv(op, described);
+                }
                 break;
-            }
+            case Kind::Linear: linear(op, program_.tensors[op.tensors.at("weight")].shape[1], described); break;
             case Kind::Copy: copy(s, source, described); break;
             case Kind::Matmul:
                 described.madds = s.out.channels * s.out.height * s.out.width * (s.transpose_a ? source.height : source.width);
@@ -94,6 +94,21 @@ class Packer {
         }
         made_.views.push_back(std::move(views));
         made_.described.push_back(std::move(described));
+    }
+
+    void linear(Operation& op, int64_t features, Described& described) {
+        Step& s = op.step;
+        s.weight = floats(op, "weight"), s.bias = floats(op, "bias");
+        made_.shared = std::max(made_.shared, features + kSlackFloats);
+        described.madds = program_.tensors[op.tensors.at("weight")].count * (s.rows ? s.in[0].channels * s.in[0].height : 1);
+        described.kernel = s.rows ? "rows" : "vector";
+    }
+
+    // A dense 1x1 convolution of single pixels is a linear layer.
+    static bool of_vectors(const Operation& op) {
+        const Step& s = op.step;
+        return !op.sparse && s.groups == 1 && s.kernel_h == 1 && s.kernel_w == 1 && s.out.height == 1 && s.out.width == 1 &&
+               s.in[0].height == 1 && s.in[0].width == 1;
     }
 
     // Where the source's memory holds each row of the output, if each has one step; else each element.

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -113,7 +113,7 @@ class Profile:
 class Program:
     """A network compiled to one list of native operations; call it with arrays [n, *shape] of float32.
 
-    Several threads may call one program at once. `threads` is how many threads one call uses.
+    Several threads may call one program at once. `threads` is how many threads one call uses; None: as many as the machine has.
     """
 
     def __init__(self, file: bytes, threads: int | None = None) -> None:
@@ -125,7 +125,7 @@ class Program:
         if library.gossamer_net_load(file, len(file), 0, ctypes.byref(self._net), error, _ERROR_BYTES):
             raise ValueError(f"this is not a program that can be run: {error.value.decode(errors='replace')}")
         self.file = file
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads
         self.batch: int = library.gossamer_net_batch(self._net)
         self.inputs = tuple(self._port("input", i) for i in range(library.gossamer_net_inputs(self._net)))
         self.outputs = tuple(self._port("output", i) for i in range(library.gossamer_net_outputs(self._net)))
@@ -146,7 +146,7 @@ class Program:
             raise ValueError("this is not a program that can be run: its structure does not fit its outputs") from None
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], threads: int | None = None) -> Program:
+    def load(cls, path: str | os.PathLike[str], threads: int | None = None) -> Self:
         """The program in a file. ValueError: it is damaged or none; FileNotFoundError, OSError: it cannot be read."""
         try:
             return cls(Path(path).read_bytes(), threads)
@@ -253,10 +253,13 @@ class Program:
         if status:
             raise RuntimeError(f"gossamer: {error.value.decode(errors='replace')}")
 
+    def _default_threads(self) -> int:
+        return os.cpu_count() or 1
+
     @contextmanager
     def _state(self) -> Iterator[ctypes.c_void_p]:
         """A state of this call's own, kept for later calls of any thread."""
-        threads, state = self.threads, None
+        threads, state = self.threads or self._default_threads(), None
         with self._lock:
             for i, (of, kept) in enumerate(self._free):
                 if of == threads:
