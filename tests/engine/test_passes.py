@@ -44,7 +44,7 @@ def test_what_is_left(name: str, kinds: list[str]) -> None:
 
 def test_sparse_layers_with_norm_sum_and_relu_are_one_operation_each() -> None:
     model = gs.sparsify(gs.models.create("torchvision:resnet18", num_classes=5), 0.1)
-    kinds = _kinds(model, (3, 32, 32))
+    kinds = _kinds(model, (3, 64, 64))
     assert kinds.count("conv") == 20
     assert sorted(set(kinds)) == ["conv", "linear", "pool", "reduce"]
 
