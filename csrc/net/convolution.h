@@ -12,26 +12,12 @@
 namespace gossamer {
 namespace {
 
-#if defined(__AVX512F__)
-GS_INLINE vec keep(vec a, const uint32_t* bits) { return _mm512_and_ps(a, _mm512_loadu_ps((const float*)bits)); }
-GS_INLINE vec smaller(vec a, vec b) { return _mm512_min_ps(a, b); }
-#elif defined(__AVX2__)
-GS_INLINE vec keep(vec a, const uint32_t* bits) { return _mm256_and_ps(a, _mm256_loadu_ps((const float*)bits)); }
-GS_INLINE vec smaller(vec a, vec b) { return _mm256_min_ps(a, b); }
-#elif defined(__SSE2__)
-GS_INLINE vec keep(vec a, const uint32_t* bits) { return _mm_and_ps(a, _mm_loadu_ps((const float*)bits)); }
-GS_INLINE vec smaller(vec a, vec b) { return _mm_min_ps(a, b); }
-#else
-GS_INLINE vec keep(vec a, const uint32_t* bits) {
-    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vld1q_u32(bits)));
-}
-GS_INLINE vec smaller(vec a, vec b) { return vminq_f32(a, b); }
-#endif
-
 // The most vectors of positions whose sums, loaded values and one weight fit the registers.
 constexpr int most_vectors(int block) {
     return kRegisters == 32 ? (block == 4 ? 5 : 8) : block == 4 ? 2 : block == 2 ? 4 : 6;
 }
+
+constexpr int kPointsAhead = 4;  // connections of a 1x1 kernel by which planes are fetched before they are read
 
 struct Summing {
     const Step* step;
@@ -101,9 +87,9 @@ void sum_tile(const Summing& s, i64 q, const Block& b) {
     const int32_t *index = c.indices + b.index, *const end = index + b.inputs;
     const float* weight = c.weight + b.weight;
     const i64 *const first = c.run, *const last = first + c.runs;
-    const float* x = b.inputs ? source + *index * c.plane : source;
+    const int ahead = c.taps == 1 ? kPointsAhead : 1;
     for (; index < end; index++) {
-        const float* const next = index + 1 < end ? source + index[1] * c.plane : x;
+        const float *const x = source + *index * c.plane, *const next = source + index[ahead] * c.plane;
         for (const i64* run = first; run < last; run++, weight += B * W) {
             const float* from = x + *run;
 #pragma GCC unroll 9
@@ -122,7 +108,6 @@ void sum_tile(const Summing& s, i64 q, const Block& b) {
                 }
             }
         }
-        x = next;
     }
     const View& out = s.step->out;
     if (!c.lines) {

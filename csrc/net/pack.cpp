@@ -12,6 +12,8 @@ namespace {
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 int64_t floor_divide(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
+constexpr int64_t kIndicesAhead = 16;  // kernels fetch planes of coming connections, also after the last
+
 class Packer {
   public:
     Packer(Packed& made) : made_(made), program_(made.program), tensors_(made.program.tensors.size()) {}
@@ -47,8 +49,9 @@ class Packer {
         const auto found = op.tensors.find(role);
         if (found == op.tensors.end()) return nullptr;
         const Tensor& from = program_.tensors[found->second];
-        int32_t* to = made_.store.take<int32_t>(from.count);
+        int32_t* to = made_.store.take<int32_t>(from.count + kIndicesAhead);
         if (from.count) std::memcpy(to, from.bytes, from.count * 4);
+        std::fill(to + from.count, to + from.count + kIndicesAhead, 0);
         return to;
     }
 
@@ -79,6 +82,7 @@ class Packer {
                 }
                 break;
             case Kind::Linear: linear(op, program_.tensors[op.tensors.at("weight")].shape[1], described); break;
+            case Kind::Pool: pool(s, source); break;
             case Kind::Copy: copy(s, source, described); break;
             case Kind::Matmul:
                 described.madds = s.out.channels * s.out.height * s.out.width * (s.transpose_a ? source.height : source.width);
@@ -94,6 +98,20 @@ class Packer {
         }
         made_.views.push_back(std::move(views));
         made_.described.push_back(std::move(described));
+    }
+
+    // A row as the windows read it, and what sums are divided by: the part of an area that the columns of a window make.
+    void pool(Step& s, const View& source) {
+        const int64_t row = product(s.out.width, s.stride_w, where_) + product(s.kernel_w, s.dilation_w, where_);
+        made_.own = std::max(made_.own, std::max(row, source.width + s.left) + kSlackFloats);
+        if (s.function == Function::Max) return;
+        float* columns = made_.store.take<float>(s.out.width + kSlackFloats);
+        std::fill(columns, columns + s.out.width + kSlackFloats, 1.0f);
+        for (int64_t x = 0; x < s.out.width && !s.divisor; x++) {
+            const int64_t from = x * s.stride_w - s.left, to = std::min<int64_t>(from + s.kernel_w, source.width + (s.count_padding ? s.right : 0));
+            columns[x] = (float)(to - (s.count_padding ? from : std::max<int64_t>(from, 0)));
+        }
+        s.columns = columns;
     }
 
     void linear(Operation& op, int64_t features, Described& described) {
@@ -192,8 +210,8 @@ class Packer {
             c.indices = integers(op, "indices");
         } else {
             const int64_t inputs = s.in[0].channels / s.groups, outputs = s.out.channels / s.groups;
-            int32_t* all = made_.store.take<int32_t>(s.in[0].channels);
-            for (int64_t i = 0; i < s.in[0].channels; i++) all[i] = (int32_t)i;
+            int32_t* all = made_.store.take<int32_t>(s.in[0].channels + kIndicesAhead);
+            for (int64_t i = 0; i < s.in[0].channels + kIndicesAhead; i++) all[i] = (int32_t)(i % s.in[0].channels);
             c.indices = all;
             for (int64_t g = 0; g < s.groups; g++)
                 for (int64_t o = 0; o < outputs;) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/arith.h"
+#include "net/lanes.h"
 #include "net/step.h"
 
 namespace gossamer {

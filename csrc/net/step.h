@@ -73,6 +73,7 @@ struct Step {
     bool center, logarithm, count_padding, transpose_a, transpose_b, rows;
     int32_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, top, left, bottom, right;
     int64_t divisor;
+    const float* columns;  // average pool: what the columns of each window bring to its area
     int32_t dims;  // copy
     int64_t sizes[8], strides[8], start;
     const int32_t *from, *step;  // copy: of each row of the output where it starts in the source's memory, and the step; or, without

@@ -10,6 +10,7 @@ namespace {
 struct Maximum {
     static constexpr float start = -__builtin_inff();
     static GS_INLINE float join(float a, float b) { return b > a || b != b ? b : a; }
+    static GS_INLINE vec join(vec a, vec b) { return select(beats(b, a), b, a); }
 };
 struct Minimum {
     static constexpr float start = __builtin_inff();
@@ -18,6 +19,7 @@ struct Minimum {
 struct Total {
     static constexpr float start = 0;
     static GS_INLINE float join(float a, float b) { return a + b; }
+    static GS_INLINE vec join(vec a, vec b) { return add(a, b); }
 };
 
 // Elements first, first + step, ... of a window's axis that lie in the source.
@@ -28,36 +30,32 @@ GS_INLINE Inside window_inside(i64 at, i64 kernel, i64 dilation, i64 size) {
     const i64 skipped = at < 0 ? divide_up(-at, dilation) : 0;
     return {at + skipped * dilation, most(0, least(kernel - skipped, divide_up(size - at, dilation) - skipped))};
 }
-GS_INLINE i64 padded_extent(i64 at, i64 kernel, i64 size, i64 after) { return least(at + kernel, size + after) - at; }
-
+// The rows of a window joined, with what padding counts as on both sides: line[x + left] for column x.
 template <typename Join>
-GS_INLINE void join_columns(const Step& s, const float* line, float* to) {
+GS_INLINE void join_rows(const Step& s, const Worker& w, i64 c, Inside rows) {
     const View& in = s.in[0];
-    const i64 first = least(s.out.width, divide_up(s.left, s.stride_w));
-    const i64 room = in.width + s.left - s.dilation_w * (s.kernel_w - 1) - 1;
-    const i64 last = room < 0 ? first : most(first, least(s.out.width, room / s.stride_w + 1));
-    const auto edge = [&](i64 from, i64 end) {
-        for (i64 x = from; x < end; x++) {
-            const Inside inside = window_inside(x * s.stride_w - s.left, s.kernel_w, s.dilation_w, in.width);
-            float joined = Join::start;
-            for (i64 i = 0; i < inside.count; i++) joined = Join::join(joined, line[inside.first + i * s.dilation_w]);
-            to[x] = joined;
-        }
-    };
-    edge(0, first);
-    const float* from = line + first * s.stride_w - s.left;
-    const i64 n = last - first;
-    for (i64 x = 0; x < n; x++) to[first + x] = Join::start;
-    for (i64 k = 0; k < s.kernel_w; k++) {
-        const float* tap = from + k * s.dilation_w;
-        if (s.stride_w == 1)
-            for (i64 x = 0; x < n; x++) to[first + x] = Join::join(to[first + x], tap[x]);
-        else if (s.stride_w == 2)
-            for (i64 x = 0; x < n; x++) to[first + x] = Join::join(to[first + x], tap[2 * x]);
-        else
-            for (i64 x = 0; x < n; x++) to[first + x] = Join::join(to[first + x], tap[x * s.stride_w]);
+    const i64 reach = (s.out.width - 1) * s.stride_w + s.dilation_w * (s.kernel_w - 1) + 1 - s.left, step = s.dilation_h * in.pitch;
+    const float* const from = row(in, w, c, rows.first);
+    float* const line = w.own + s.left;
+    for (i64 x = 0; x < in.width; x += kLanes) {
+        vec joined = load(from + x);
+        for (i64 i = 1; i < rows.count; i++) joined = Join::join(joined, load(from + i * step + x));
+        store(line + x, joined);
     }
-    edge(last, s.out.width);
+    for (i64 x = 0; x < s.left; x++) w.own[x] = Join::start;
+    for (i64 x = in.width; x < reach; x++) line[x] = Join::start;
+}
+
+template <typename Join, typename Load>
+GS_INLINE void join_columns(const Step& s, const Worker& w, float* to, float rows, Load load_strided) {
+    const vec area = broadcast(rows);
+    for (i64 x = 0; x < s.out.width; x += kLanes) {
+        const float* from = w.own + x * s.stride_w;
+        vec joined = load_strided(from);
+        for (i64 k = 1; k < s.kernel_w; k++) joined = Join::join(joined, load_strided(from + k * s.dilation_w));
+        if (s.columns) joined = quotient(joined, product(area, load(s.columns + x)));
+        x + kLanes <= s.out.width ? store(to + x, joined) : store_first(to + x, joined, (int)(s.out.width - x));
+    }
 }
 
 template <typename Join>
@@ -66,22 +64,22 @@ void pool_with(const Step& s, const Worker& w) {
     each_row(s.out, w, [&](i64 c, i64 y, float* to) {
         const i64 at = y * s.stride_h - s.top;
         const Inside rows = window_inside(at, s.kernel_h, s.dilation_h, in.height);
-        const float* line = row(in, w, c, rows.first);
-        if (rows.count > 1) {
-            const i64 step = s.dilation_h * in.pitch;
-            for (i64 x = 0; x < in.width; x++) w.own[x] = Join::join(line[x], line[x + step]);
-            for (i64 i = 2; i < rows.count; i++)
-                for (i64 x = 0; x < in.width; x++) w.own[x] = Join::join(w.own[x], line[x + i * step]);
-            line = w.own;
-        }
-        join_columns<Join>(s, line, to);
-        if (s.function == Function::Max) return;
-        for (i64 x = 0; x < s.out.width; x++) {
-            const i64 across = x * s.stride_w - s.left;
-            const i64 area = s.divisor ? s.divisor
-                             : s.count_padding ? padded_extent(at, s.kernel_h, in.height, s.bottom) * padded_extent(across, s.kernel_w, in.width, s.right)
-                                               : rows.count * window_inside(across, s.kernel_w, 1, in.width).count;
-            to[x] /= (float)area;
+        join_rows<Join>(s, w, c, rows);
+        const float area = (float)(s.divisor ? s.divisor : s.count_padding ? least(at + s.kernel_h, in.height + s.bottom) - at : rows.count);
+        if (s.stride_w == 1) {
+            join_columns<Join>(s, w, to, area, [](const float* p) { return load(p); });
+        } else if (s.stride_w == 2) {
+            join_columns<Join>(s, w, to, area, [](const float* p) {
+                vec even, odd;
+                deinterleave(load(p), load(p + kLanes), even, odd);
+                return even;
+            });
+        } else {
+            join_columns<Join>(s, w, to, area, [&](const float* p) {
+                float lanes[kLanes];
+                for (int l = 0; l < kLanes; l++) lanes[l] = p[l * s.stride_w];
+                return load(lanes);
+            });
         }
     });
 }
