@@ -1,4 +1,4 @@
-"""A compiled network for those who have PyTorch: `gossamer.runtime.Program` that takes and gives tensors, and how it is made."""
+"""A compiled network for those who have PyTorch: a `gossamer.runtime.Program` of tensors, and how it is made."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ __all__ = ["Program", "compile"]
 class Program(runtime.Program):
     """A network compiled to one list of native operations (docs/program.md).
 
-    Call it as the model: with tensors [n, *shape], n up to the batch it was compiled for, it returns tensors, with NumPy arrays arrays. It runs
-    in as many threads as PyTorch does, unless `threads` says otherwise. Numbers are float32 on the CPU; there are no gradients.
+    Call it as the model: with tensors [n, *shape], n up to the batch it was compiled for, it returns tensors, with NumPy
+    arrays arrays. It runs in as many threads as PyTorch does, unless `threads` says otherwise. Numbers are float32 on the
+    CPU; there are no gradients.
     """
 
     def __call__(self, *arrays: Any, **named: Any) -> Any:
@@ -50,9 +51,9 @@ def _array(given: Any) -> Any:
 def compile(model: nn.Module, example_inputs: Inputs) -> Program:
     """`model`, as it evaluates, as one native program for batches up to that of the examples.
 
-    `example_inputs` is a tensor, several in a tuple or a dict of keyword arguments, or the (channels, height, width) of one image.
-    Sparse, thin and dense models alike; the model is left as it was. Raises ValueError with one sentence that names the layer and the
-    operator for what a program cannot do.
+    `example_inputs` is a tensor, several in a tuple or a dict of keyword arguments, or the (channels, height, width) of
+    one image. Sparse, thin and dense models alike; the model is left as it was. Raises ValueError with one sentence that
+    names the layer and the operator for what a program cannot do.
     """
     program, tensors = emit(lay_out(simplify(capture(model, example_inputs))), batch_of(example_inputs))
     metadata = {"gossamer_program": json.dumps(program), "gossamer_version": __version__}
