@@ -482,6 +482,8 @@ class Builder {
         if (fields.has("divisor") && !s.divisor) fields.fail("has a divisor of 0");
         if (s.function == Function::Average && (s.dilation_h != 1 || s.dilation_w != 1)) fields.fail("is a dilated average");
         sizes(s.out, source.channels, s.out.height, s.out.width, fields);
+        role(op, fields, "shift", true, source.channels, false);
+        activation(op, fields);
         const auto axis = [&](int64_t size, int64_t out, int64_t kernel, int64_t stride, int64_t dilation, int64_t before, int64_t after) {
             // the first window's last element and the last window's first lie in the source, and a window that begins before
             // the source meets it: its first element at or after 0 lies before `size`

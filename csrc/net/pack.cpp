@@ -14,6 +14,8 @@ int64_t floor_divide(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b -
 
 constexpr int64_t kIndicesAhead = 16;  // kernels fetch planes of coming connections, also after the last
 
+constexpr int kLinesKernel = 5;  // windows whose every element is worth a load
+
 class Packer {
   public:
     Packer(Packed& made) : made_(made), program_(made.program), tensors_(made.program.tensors.size()) {}
@@ -82,7 +84,7 @@ class Packer {
                 }
                 break;
             case Kind::Linear: linear(op, program_.tensors[op.tensors.at("weight")].shape[1], described); break;
-            case Kind::Pool: pool(s, source); break;
+            case Kind::Pool: pool(op, source, described); break;
             case Kind::Copy: copy(s, source, described); break;
             case Kind::Matmul:
                 described.madds = s.out.channels * s.out.height * s.out.width * (s.transpose_a ? source.height : source.width);
@@ -100,18 +102,50 @@ class Packer {
         made_.described.push_back(std::move(described));
     }
 
-    // A row as the windows read it, and what sums are divided by: the part of an area that the columns of a window make.
-    void pool(Step& s, const View& source) {
+    // What sums are divided by is the product of a part for the columns of a window and one for its rows.
+    static std::vector<float> extents(int64_t out, int64_t stride, int64_t kernel, int64_t size, int64_t before, int64_t after, const Step& s) {
+        std::vector<float> made(out, 1.0f);
+        for (int64_t i = 0; i < out && !s.divisor; i++) {
+            const int64_t from = i * stride - before, to = std::min(from + kernel, size + (s.count_padding ? after : 0));
+            made[i] = (float)(to - (s.count_padding ? from : std::max<int64_t>(from, 0)));
+        }
+        return made;
+    }
+
+    void pool(Operation& op, const View& source, Described& described) {
+        Step& s = op.step;
         const int64_t row = product(s.out.width, s.stride_w, where_) + product(s.kernel_w, s.dilation_w, where_);
         made_.own = std::max(made_.own, std::max(row, source.width + s.left) + kSlackFloats);
+        described.kernel = "rows";
         if (s.function == Function::Max) return;
-        float* columns = made_.store.take<float>(s.out.width + kSlackFloats);
-        std::fill(columns, columns + s.out.width + kSlackFloats, 1.0f);
-        for (int64_t x = 0; x < s.out.width && !s.divisor; x++) {
-            const int64_t from = x * s.stride_w - s.left, to = std::min<int64_t>(from + s.kernel_w, source.width + (s.count_padding ? s.right : 0));
-            columns[x] = (float)(to - (s.count_padding ? from : std::max<int64_t>(from, 0)));
-        }
-        s.columns = columns;
+        const auto columns = extents(s.out.width, s.stride_w, s.kernel_w, source.width, s.left, s.right, s);
+        const auto rows = extents(s.out.height, s.stride_h, s.kernel_h, source.height, s.top, s.bottom, s);
+        float* areas = made_.store.take<float>(s.out.width + kSlackFloats);
+        std::fill(std::copy(columns.begin(), columns.end(), areas), areas + s.out.width + kSlackFloats, 1.0f);
+        s.columns = areas;
+        const bool simple = s.activation.function == Function::None || s.activation.function == Function::Clamp;
+        const int64_t lanes = round_up((s.out.height - 1) * source.pitch + s.out.width, 16);
+        if (s.stride_h != 1 || s.stride_w != 1 || source.pitch != s.out.pitch || !bordered(op, source) || !simple || s.out.plane < lanes ||
+            s.kernel_h > kLinesKernel || s.kernel_w > kLinesKernel)
+            return;
+        Convolution& c = s.conv;
+        lay_direct(s, source);
+        c.positions = lanes;
+        c.inside = inside(s, lanes);
+        float* factors = made_.store.take<float>(lanes);
+        for (int64_t q = 0; q < lanes; q++)
+            factors[q] = c.inside[q] ? 1 / (s.divisor ? (float)s.divisor : rows[q / c.pitch] * columns[q % c.pitch]) : 0;
+        s.columns = factors;
+        c.lines = true;
+        described.kernel = "lines";
+    }
+
+    // One word for each position: all bits where it is an element of the output.
+    const uint32_t* inside(const Step& s, int64_t lanes) {
+        uint32_t* made = made_.store.take<uint32_t>(lanes);
+        for (int64_t q = 0; q < lanes; q++)
+            made[q] = q / s.conv.pitch < s.out.height && q % s.conv.pitch < s.out.width ? ~0u : 0u;
+        return made;
     }
 
     void linear(Operation& op, int64_t features, Described& described) {
@@ -182,11 +216,7 @@ class Packer {
         c.lines = c.pitch == s.out.pitch && s.out.plane != 1 && residual_lines && !s.after && s.out.plane >= round_up(c.positions, 16) &&
                   (s.activation.function == Function::None || s.activation.function == Function::Clamp);
         const int64_t lanes = round_up(c.positions, 16);
-        if (c.lines) {
-            uint32_t* inside = made_.store.take<uint32_t>(lanes);
-            for (int64_t q = 0; q < lanes; q++) inside[q] = q < c.positions && q % c.pitch < s.out.width ? ~0u : 0u;
-            c.inside = inside;
-        }
+        if (c.lines) c.inside = inside(s, lanes);
         c.outputs_outside = connections <= 2 * s.out.channels && connections <= 2 * source.channels * c.block[0].width;
         described.kernel = std::string(direct ? "in place" : c.phases > 1 ? "phases" : "padded copy") + ", block " +
                            std::to_string(c.block[0].width) + (c.lines ? "" : ", rows");
@@ -266,6 +296,7 @@ class Packer {
         c.across = s.kernel_w == 3 || s.kernel_w == 5 || s.kernel_w == 7 ? s.kernel_w : 1;
         for (size_t t = 1; t < taps.size(); t++)
             if (t % c.across && taps[t] != taps[t - 1] + 1) c.across = 1;
+        c.taps = s.kernel_h * s.kernel_w;
         c.runs = c.taps / c.across;
         int64_t* run = made_.store.take<int64_t>(c.runs);
         for (int64_t r = 0; r < c.runs; r++) run[r] = taps[r * c.across];

@@ -81,10 +81,39 @@ void pool_with(const Step& s, const Worker& w) {
                 return load(lanes);
             });
         }
+        if (s.shift)
+            for (i64 x = 0; x < s.out.width; x++) to[x] += s.shift[c];
+        activate(s.activation, to, s.out.width);
     });
 }
 
-void pool(const Step& s, const Worker& w) { s.function == Function::Max ? pool_with<Maximum>(s, w) : pool_with<Total>(s, w); }
+// An average of stride one whose source has its border: whole lines of positions, as a convolution reads them.
+void average_lines(const Step& s, const Worker& w) {
+    const Convolution& c = s.conv;
+    const bool clamped = s.activation.function == Function::Clamp;
+    const vec lowest = broadcast(clamped ? s.activation.a : -__builtin_inff()), highest = broadcast(clamped ? s.activation.b : __builtin_inff());
+    const Share mine = share(w, s.out.channels);
+    for (i64 channel = mine.first; channel < mine.last; channel++) {
+        const float* const from = row(s.in[0], w, channel, 0) + c.start;
+        float* const to = row_to(s.out, w, channel, 0);
+        const vec shift = broadcast(s.shift ? s.shift[channel] : 0.0f);
+        for (i64 q = 0; q < c.positions; q += kLanes) {
+            vec total = zero();
+            for (i64 r = 0; r < c.runs; r++)
+                for (i64 k = 0; k < c.across; k++) total = add(total, load(from + q + c.run[r] + k));
+            const vec value = smaller(highest, max(lowest, fma(total, load(s.columns + q), shift)));
+            store(to + q, keep(value, c.inside + q));
+        }
+        for (i64 q = c.positions; q < s.out.plane; q++) to[q] = 0;
+        if (channel == 0)
+            for (i64 i = 1; i <= s.out.head; i++) to[-i] = 0;
+    }
+}
+
+void pool(const Step& s, const Worker& w) {
+    if (s.function == Function::Max) return pool_with<Maximum>(s, w);
+    s.conv.lines ? average_lines(s, w) : pool_with<Total>(s, w);
+}
 
 template <typename Join>
 void adaptive_with(const Step& s, const Worker& w) {

@@ -22,7 +22,7 @@ import numpy as np
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Layer", "Port", "Program", "load"]
+__all__ = ["Layer", "Port", "Profile", "Program", "library_path", "load"]
 
 _ERROR_BYTES = 1024
 
@@ -47,9 +47,14 @@ class _Operation(ctypes.Structure):
     ]
 
 
-def _open_library() -> ctypes.CDLL:
+def library_path() -> Path:
+    """The shared library inside the installed package; an editable install rebuilds it here when csrc/ has changed."""
     native = importlib.import_module("gossamer._native")
-    library = ctypes.CDLL(str(Path(native.__path__[0]) / native.library))
+    return Path(native.__path__[0]) / native.library
+
+
+def _open_library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(library_path()))
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     error: tuple[Any, Any] = (ctypes.c_char_p, size)
     library.gossamer_net_load.argtypes = [ctypes.c_char_p, size, size, ctypes.POINTER(pointer), *error]
@@ -116,16 +121,17 @@ class Profile:
 class Program:
     """A network compiled to one list of native operations; call it with arrays [n, *shape] of float32.
 
-    Several threads may call one program at once. `threads` is how many threads one call uses; None: as many as the machine has.
+    Several threads may call one program at once. `threads` is how many threads one call uses; None: as many as the machine
+    has. `memory_limit` bounds the bytes of weights, activations and scratch that a file may ask for; 0: 4 GiB.
     """
 
-    def __init__(self, file: bytes, threads: int | None = None) -> None:
+    def __init__(self, file: bytes, threads: int | None = None, memory_limit: int = 0) -> None:
         library = _native()
         self._net = ctypes.c_void_p()
         self._free: list[tuple[int, ctypes.c_void_p]] = []
         self._lock = threading.Lock()
         error = ctypes.create_string_buffer(_ERROR_BYTES)
-        if library.gossamer_net_load(file, len(file), 0, ctypes.byref(self._net), error, _ERROR_BYTES):
+        if library.gossamer_net_load(file, len(file), memory_limit, ctypes.byref(self._net), error, _ERROR_BYTES):
             raise ValueError(f"this is not a program that can be run: {error.value.decode(errors='replace')}")
         self.file = file
         self.threads = threads

@@ -117,8 +117,18 @@ class Builder:
         return container(self.program(), self.tensors)
 
 
-def one(kind: str, shapes: list[tuple[int, int, int]], out: tuple[int, int, int], tensors: dict[str, Any] | None = None,
-        gap: int = 0, rows: int = 0, out_gap: int = 0, out_rows: int = 0, batch: int = 4, **attributes: Any) -> bytes:  # fmt: skip
+def one(
+    kind: str,
+    shapes: list[tuple[int, int, int]],
+    out: tuple[int, int, int],
+    tensors: dict[str, Any] | None = None,
+    gap: int = 0,
+    rows: int = 0,
+    out_gap: int = 0,
+    out_rows: int = 0,
+    batch: int = 4,
+    **attributes: Any,
+) -> bytes:
     """The file of a program of one operation, whose inputs have this border and whose output has that."""
     builder = Builder(batch)
     inputs = [builder.input(builder.value(*shape, gap=gap, rows=rows)) for shape in shapes]

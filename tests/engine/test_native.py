@@ -32,9 +32,11 @@ def conv_attributes(
     kernel: tuple[int, int], stride: Any = (1, 1), padding: Any = (0, 0), dilation: Any = (1, 1)
 ) -> dict[str, Any]:
     return {
-        "kernel": list(kernel), "stride": list(stride), "padding": [padding[0], padding[1], padding[0], padding[1]],
+        "kernel": list(kernel),
+        "stride": list(stride),
+        "padding": [padding[0], padding[1], padding[0], padding[1]],
         "dilation": list(dilation),
-    }  # fmt: skip
+    }
 
 
 CONVOLUTIONS = [
@@ -63,8 +65,18 @@ def test_dense_convolution(case: Any, border: tuple[int, int, int, int]) -> None
     x, weight, bias = seeded(2, inputs, *size), seeded(outputs, inputs // groups, *kernel), seeded(outputs)
     want = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     gap, rows, out_gap, out_rows = border
-    file = one("conv", [(inputs, *size)], tuple(want.shape[1:]), {"weight": weight, "bias": bias}, gap, rows, out_gap, out_rows,
-               groups=groups, **conv_attributes(kernel, stride, padding, dilation))  # fmt: skip
+    file = one(
+        "conv",
+        [(inputs, *size)],
+        tuple(want.shape[1:]),
+        {"weight": weight, "bias": bias},
+        gap,
+        rows,
+        out_gap,
+        out_rows,
+        groups=groups,
+        **conv_attributes(kernel, stride, padding, dilation),
+    )
     alone = run(file, x)
     agree(alone, want)
     assert torch.equal(alone, run(file, x, threads=2))
@@ -146,17 +158,32 @@ def test_borders_stay_zero_and_slices_join() -> None:
 
 
 ACTIVATIONS = [
-    ({"function": "relu"}, F.relu), ({"function": "clamp", "max": 0.5}, lambda v: v.clamp(max=0.5)),
-    ({"function": "leaky_relu", "slope": 0.1}, lambda v: F.leaky_relu(v, 0.1)), ({"function": "elu", "alpha": 1.5}, lambda v: F.elu(v, 1.5)),
+    ({"function": "relu"}, F.relu),
+    ({"function": "clamp", "max": 0.5}, lambda v: v.clamp(max=0.5)),
+    ({"function": "leaky_relu", "slope": 0.1}, lambda v: F.leaky_relu(v, 0.1)),
+    ({"function": "elu", "alpha": 1.5}, lambda v: F.elu(v, 1.5)),
     ({"function": "elu", "alpha": 1.6732632423543772, "scale": 1.0507009873554805}, F.selu),
     ({"function": "elu", "alpha": 2.0, "rate": 0.5}, lambda v: F.celu(v, 2.0)),
-    ({"function": "sigmoid"}, torch.sigmoid), ({"function": "tanh"}, torch.tanh), ({"function": "silu"}, F.silu), ({"function": "gelu"}, F.gelu),
-    ({"function": "gelu_tanh"}, lambda v: F.gelu(v, approximate="tanh")), ({"function": "hardsigmoid"}, F.hardsigmoid),
-    ({"function": "hardswish"}, F.hardswish), ({"function": "softplus", "beta": 2, "threshold": 3}, lambda v: F.softplus(v, 2, 3)),
-    ({"function": "mish"}, F.mish), ({"function": "exp"}, torch.exp), ({"function": "abs"}, torch.abs), ({"function": "neg"}, torch.neg),
-    ({"function": "square"}, torch.square), ({"function": "erf"}, torch.erf), ({"function": "sin"}, torch.sin), ({"function": "cos"}, torch.cos),
-    ({"function": "floor"}, torch.floor), ({"function": "softsign"}, F.softsign), ({"function": "logsigmoid"}, F.logsigmoid),
-]  # fmt: skip
+    ({"function": "sigmoid"}, torch.sigmoid),
+    ({"function": "tanh"}, torch.tanh),
+    ({"function": "silu"}, F.silu),
+    ({"function": "gelu"}, F.gelu),
+    ({"function": "gelu_tanh"}, lambda v: F.gelu(v, approximate="tanh")),
+    ({"function": "hardsigmoid"}, F.hardsigmoid),
+    ({"function": "hardswish"}, F.hardswish),
+    ({"function": "softplus", "beta": 2, "threshold": 3}, lambda v: F.softplus(v, 2, 3)),
+    ({"function": "mish"}, F.mish),
+    ({"function": "exp"}, torch.exp),
+    ({"function": "abs"}, torch.abs),
+    ({"function": "neg"}, torch.neg),
+    ({"function": "square"}, torch.square),
+    ({"function": "erf"}, torch.erf),
+    ({"function": "sin"}, torch.sin),
+    ({"function": "cos"}, torch.cos),
+    ({"function": "floor"}, torch.floor),
+    ({"function": "softsign"}, F.softsign),
+    ({"function": "logsigmoid"}, F.logsigmoid),
+]
 
 
 @pytest.mark.parametrize(
@@ -188,8 +215,15 @@ def test_affine_and_in_place() -> None:
     agree(run(builder.file(), x), x * scale.view(5, 1, 1) + shift.view(5, 1, 1) + 1)
 
 
-BINARY = [("add", torch.add), ("sub", torch.sub), ("mul", torch.mul), ("div", torch.div), ("maximum", torch.maximum), ("minimum", torch.minimum),
-          ("prelu", lambda a, b: torch.where(a > 0, a, a * b))]  # fmt: skip
+BINARY = [
+    ("add", torch.add),
+    ("sub", torch.sub),
+    ("mul", torch.mul),
+    ("div", torch.div),
+    ("maximum", torch.maximum),
+    ("minimum", torch.minimum),
+    ("prelu", lambda a, b: torch.where(a > 0, a, a * b)),
+]
 
 
 @pytest.mark.parametrize(("name", "function"), BINARY, ids=[name for name, _ in BINARY])
@@ -204,11 +238,18 @@ def test_binary(name: str, function: Any, shapes: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 9), (35, 35), (3, 4)])
-@pytest.mark.parametrize(("kernel", "stride", "padding", "ceil", "dilation"), [
-    ((3, 3), (2, 2), (1, 1), False, (1, 1)), ((3, 3), (1, 1), (1, 1), False, (1, 1)), ((2, 2), (2, 2), (0, 0), True, (1, 1)),
-    ((3, 2), (3, 1), (1, 0), True, (1, 1)), ((3, 3), (2, 2), (0, 0), True, (1, 1)), ((2, 2), (1, 1), (0, 0), False, (2, 1)),
-    ((5, 5), (3, 3), (2, 2), True, (1, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "ceil", "dilation"),
+    [
+        ((3, 3), (2, 2), (1, 1), False, (1, 1)),
+        ((3, 3), (1, 1), (1, 1), False, (1, 1)),
+        ((2, 2), (2, 2), (0, 0), True, (1, 1)),
+        ((3, 2), (3, 1), (1, 0), True, (1, 1)),
+        ((3, 3), (2, 2), (0, 0), True, (1, 1)),
+        ((2, 2), (1, 1), (0, 0), False, (2, 1)),
+        ((5, 5), (3, 3), (2, 2), True, (1, 1)),
+    ],
+)
 def test_pools(size: Any, kernel: Any, stride: Any, padding: Any, ceil: bool, dilation: Any) -> None:
     if any(s + 2 * p < (k - 1) * d + 1 for s, p, k, d in zip(size, padding, kernel, dilation, strict=True)):
         return
@@ -230,6 +271,19 @@ def test_pools(size: Any, kernel: Any, stride: Any, padding: Any, ceil: bool, di
             "pool", [(3, *size)], tuple(want.shape[1:]), function="average", count_padding=count, **extra, **window
         )
         agree(run(file, x, threads=2), want)
+
+
+@pytest.mark.parametrize("gap", [0, 1, 2])
+@pytest.mark.parametrize("activation", [{"function": "clamp", "min": 0, "max": 6}, {"function": "sigmoid"}])
+def test_pools_with_shift_and_activation(gap: int, activation: dict[str, Any]) -> None:
+    x, shift = seeded(2, 3, 7, 9), seeded(3)
+    after = torch.sigmoid if activation["function"] == "sigmoid" else F.relu6
+    for name, count in (("max", False), ("average", False), ("average", True)):
+        pooled = F.max_pool2d(x, 3, 1, 1) if name == "max" else F.avg_pool2d(x, 3, 1, 1, count_include_pad=count)
+        attributes = {"function": name, "count_padding": count, "activation": activation}
+        window = conv_attributes((3, 3), padding=(1, 1))
+        file = one("pool", [(3, 7, 9)], (3, 7, 9), {"shift": shift}, gap, gap, gap, 1, **attributes, **window)
+        agree(run(file, x, threads=2), after(pooled + shift.view(3, 1, 1)))
 
 
 @pytest.mark.parametrize("out", [(1, 1), (3, 2), (7, 9), (10, 4)])
@@ -326,8 +380,13 @@ def test_views() -> None:
         run(one("copy", [(6, 5, 4)], (6, 3, 7), sizes=[6, 3, 7], strides=[20, 8, 0], start=1), x),
         x[:, :, ::2, 1:2].expand(2, 6, 3, 7),
     )
-    agree(run(one("copy", [(4, 5, 3)], (1, 10, 6), sizes=[1, 5, 2, 3, 2], strides=[0, 3, 30, 1, 15], start=0), x[:, :4, :, :3].contiguous()),
-          F.pixel_shuffle(x[:, :4, :, :3], 2))  # fmt: skip
+    agree(
+        run(
+            one("copy", [(4, 5, 3)], (1, 10, 6), sizes=[1, 5, 2, 3, 2], strides=[0, 3, 30, 1, 15], start=0),
+            x[:, :4, :, :3].contiguous(),
+        ),
+        F.pixel_shuffle(x[:, :4, :, :3], 2),
+    )
 
 
 def test_selections() -> None:
@@ -339,8 +398,10 @@ def test_selections() -> None:
     )
     pad = {"rows": np.r_[-1, 0:4, -1, -1], "columns": np.r_[-1, -1, 0:5, -1]}
     agree(run(one("select", [(3, 4, 5)], (3, 7, 8), pad, fill=1.5), x), F.pad(x, (2, 1, 1, 2), value=1.5))
-    agree(run(one("select", [(3, 4, 5)], (4, 4, 5), {"channels": np.array([2, 0, -1, 1])}), x),
-          torch.cat([x[:, [2, 0]], torch.zeros(2, 1, 4, 5), x[:, [1]]], 1))  # fmt: skip
+    agree(
+        run(one("select", [(3, 4, 5)], (4, 4, 5), {"channels": np.array([2, 0, -1, 1])}), x),
+        torch.cat([x[:, [2, 0]], torch.zeros(2, 1, 4, 5), x[:, [1]]], 1),
+    )
 
 
 def test_resampling() -> None:
