@@ -1,4 +1,4 @@
-"""A program's operations in plain PyTorch, as `docs/program.md` defines them: what captured and rewritten graphs must agree with."""
+"""A program's operations in plain PyTorch, as `docs/program.md` defines them: what graphs must agree with."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "softplus": F.softplus,
     **{name: getattr(F, name) for name in "relu silu gelu hardsigmoid hardswish mish softsign logsigmoid".split()},
-    **{name: getattr(torch, name) for name in "sigmoid tanh exp log sqrt rsqrt abs neg square reciprocal erf sin cos floor".split()},
+    **{name: getattr(torch, name) for name in "sigmoid tanh exp log sqrt rsqrt abs neg square".split()},
+    **{name: getattr(torch, name) for name in "reciprocal erf sin cos floor".split()},
 }
 
 
@@ -100,7 +101,10 @@ def _pool(operation: Operation, given: Sequence[Tensor], tensors: Mapping[str, T
     (kh, kw), (sh, sw), (dh, dw), (top, left, _, _) = (a[k] for k in ("kernel", "stride", "dilation", "padding"))
     _, oh, ow = operation.output.shape
     _, h, w = x.shape
-    bottom, right = max(0, (oh - 1) * sh + (kh - 1) * dh + 1 - h - top), max(0, (ow - 1) * sw + (kw - 1) * dw + 1 - w - left)
+    bottom, right = (
+        max(0, (oh - 1) * sh + (kh - 1) * dh + 1 - h - top),
+        max(0, (ow - 1) * sw + (kw - 1) * dw + 1 - w - left),
+    )
     if a["function"] == "max":
         wide = F.pad(x, (left, right, top, bottom), value=-torch.inf)
         return F.max_pool2d(wide[None], (kh, kw), (sh, sw), 0, (dh, dw))[0][:, :oh, :ow]
@@ -109,8 +113,10 @@ def _pool(operation: Operation, given: Sequence[Tensor], tensors: Mapping[str, T
     if a.get("count_padding"):
         inside = F.pad(torch.ones(1, h + top + a["padding"][2], w + left + a["padding"][3]), (0, right, 0, bottom))
         inside = inside[:, : wide.shape[1], : wide.shape[2]]
-    total, count = (F.avg_pool2d(t[None], (kh, kw), (sh, sw), divisor_override=1)[0][:, :oh, :ow] for t in (wide, inside))
-    return total / (a["divisor"] if "divisor" in a else count)
+    total, count = (
+        F.avg_pool2d(t[None], (kh, kw), (sh, sw), divisor_override=1)[0][:, :oh, :ow] for t in (wide, inside)
+    )
+    return total / a.get("divisor", count)
 
 
 def _adaptive_pool(operation: Operation, given: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
@@ -119,7 +125,9 @@ def _adaptive_pool(operation: Operation, given: Sequence[Tensor], tensors: Mappi
 
 
 def _reduce(operation: Operation, given: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
-    function = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin}[operation.attributes["function"]]
+    function = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin}[
+        operation.attributes["function"]
+    ]
     return function(given[0], tuple(operation.attributes["axes"]), keepdim=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import interpreter
@@ -98,6 +99,6 @@ class _Machine:
 
 def _by_output(block: int, indptr: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
     """Rows for each output, from those for each block."""
-    rows = [indices[a:b] for a, b in zip(indptr, indptr[1:], strict=False) for _ in range(block)]
+    rows = [indices[a:b] for a, b in pairwise(indptr) for _ in range(block)]
     counts = np.cumsum([0, *(len(r) for r in rows)])
     return {"indptr": counts.astype(np.int32), "indices": np.concatenate(rows).astype(np.int32)}

@@ -46,7 +46,8 @@ def _layout(name: str, size: int) -> Layout:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("mnist", 28), ("inception_v3", 96), ("torchvision:resnet18", 64), ("torchvision:densenet121", 64)]
+    ("name", "size"),
+    [("mnist", 28), ("inception_v3", 96), ("torchvision:resnet18", 64), ("torchvision:densenet121", 64)],
 )
 def test_the_arena_is_at_most_a_fifth_larger_than_what_lives_at_once(name: str, size: int) -> None:
     layout = _layout(name, size)

@@ -53,7 +53,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu6 gate": lambda x: x * F.relu6(x + 3) / 6,
     "softmax": lambda x: x.softmax(1) + x.softmax(2) + F.log_softmax(x, 3),
     "glu": lambda x: F.glu(x, 1),
-    "channel constants": lambda x: (x * torch.arange(6.0)[:, None, None] - torch.ones(6, 1, 1)) / torch.full((6, 1, 1), 2.0),
+    "channel constants": lambda x: (
+        (x * torch.arange(6.0)[:, None, None] - torch.ones(6, 1, 1)) / torch.full((6, 1, 1), 2.0)
+    ),
     "map constants": lambda x: x + torch.arange(72.0).view(9, 8) * x - torch.arange(8.0),
     "pow": lambda x: (x.abs() + 1) ** 1.5 + (x.abs() + 1) ** torch.arange(6.0)[:, None, None],
     "max pool": lambda x: F.max_pool2d(x, 3, 2, 1) + F.max_pool2d(x, (3, 1), (2, 2), (1, 0)),
@@ -64,11 +66,17 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg pool ceil uncounted": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False),
     "avg pool divisor": lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=5),
     "adaptive pool": lambda x: F.adaptive_avg_pool2d(x, (4, 3)) + F.adaptive_max_pool2d(x, (4, 3)),
-    "global pool": lambda x: F.adaptive_avg_pool2d(x, 1) + F.adaptive_max_pool2d(x, (1, 1)) + x.mean((2, 3), keepdim=True),
-    "sums": lambda x: x.sum(1, keepdim=True) + x.amax((1, 3), keepdim=True) - x.amin(2, keepdim=True) + x.max(3, True)[0],
+    "global pool": lambda x: (
+        F.adaptive_avg_pool2d(x, 1) + F.adaptive_max_pool2d(x, (1, 1)) + x.mean((2, 3), keepdim=True)
+    ),
+    "sums": lambda x: (
+        x.sum(1, keepdim=True) + x.amax((1, 3), keepdim=True) - x.amin(2, keepdim=True) + x.max(3, True)[0]
+    ),
     "variance": lambda x: x.std((2, 3)) + x.var((2, 3), unbiased=False) + torch.linalg.vector_norm(x, dim=(2, 3)),
     "cat": lambda x: torch.cat([x, x.relu(), x[:, :2], torch.ones(1, 1, 9, 8).expand(x.shape[0], -1, -1, -1)], 1),
-    "cat of cats": lambda x: torch.cat([torch.cat([x.relu(), x.exp()], 1).sigmoid(), torch.cat([x.tanh(), x.sin()], 1)], 1),
+    "cat of cats": lambda x: torch.cat(
+        [torch.cat([x.relu(), x.exp()], 1).sigmoid(), torch.cat([x.tanh(), x.sin()], 1)], 1
+    ),
     "cat rows": lambda x: torch.cat([torch.cat([x, x.relu()], 2), torch.cat([x.relu(), x], 2)], 3),
     "stack": lambda x: torch.stack([x.relu(), x], 2).sum(2) + torch.stack([x, x], 1).amax(1),
     "chunk": lambda x: torch.cat([part.relu() for part in x.chunk(2, 1)][::-1], 1),
@@ -88,7 +96,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "upsample corners": lambda x: F.interpolate(x, size=(13, 16), mode="bilinear", align_corners=True),
     "upsample bicubic": lambda x: F.interpolate(x, scale_factor=1.5, mode="bicubic") + F.interpolate(x, size=(13, 12)),
     "upsample exact": lambda x: F.interpolate(x, size=(5, 16), mode="nearest-exact"),
-    "pad": lambda x: F.pad(x, (1, 2, 0, 3)) + F.pad(x, (1, 2, 0, 3), value=2.0) + F.pad(x, (2, 1, 1, 2), mode="reflect"),
+    "pad": lambda x: (
+        F.pad(x, (1, 2, 0, 3)) + F.pad(x, (1, 2, 0, 3), value=2.0) + F.pad(x, (2, 1, 1, 2), mode="reflect")
+    ),
     "pad modes": lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate") + F.pad(x, (1, 1, 1, 1), mode="circular"),
     "pad channels": lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3)),
     "flip": lambda x: x.flip(3) + x.roll(2, 1) + x[:, [5, 4, 3, 2, 1, 0]],
@@ -98,6 +108,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "dropout": lambda x: F.dropout(x, 0.5, training=False).contiguous() + x.clone(),
     "outputs": lambda x: {"a": x.relu(), "b": [x.mean((2, 3)), None, (x.sum(1),)]},  # type: ignore[dict-item]
 }
+
+_BLOCKS = (torch.arange(12).view(2, 6) % 5 > 1).repeat_interleave(4, 0).numpy()
 
 LAYERS: dict[str, nn.Module] = {
     "conv": nn.Conv2d(6, 8, 3, padding=1),
@@ -113,7 +125,7 @@ LAYERS: dict[str, nn.Module] = {
     "sparse full": _sparse(6, 8, 3, density=1.0),
     "sparse grouped": _sparse(6, 8, 3, groups=2, padding=1),
     "sparse same": _sparse(6, 8, 2, padding="same"),
-    "blocks of 4": _sparse(6, 8, 3, padding=1, connectivity=gs.Connectivity.from_mask((torch.rand(2, 6) > 0.5).repeat_interleave(4, 0).numpy())),
+    "blocks of 4": gs.SparseConv2d(6, 8, 3, padding=1, connectivity=gs.Connectivity.from_mask(_BLOCKS)),
     "transposed": nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1),
     "transposed grouped": nn.ConvTranspose2d(6, 4, 3, groups=2, dilation=2),
     "transposed apart": nn.ConvTranspose2d(6, 4, 2, stride=2),
@@ -126,9 +138,13 @@ LAYERS: dict[str, nn.Module] = {
     "conv, norm, relu": nn.Sequential(nn.Conv2d(6, 8, 3), _moved(nn.BatchNorm2d(8)), nn.ReLU()),
     "norm, conv": nn.Sequential(_moved(nn.BatchNorm2d(6)), nn.Conv2d(6, 8, 3, groups=2), nn.Hardswish()),
     "norm, padded conv": nn.Sequential(_moved(nn.BatchNorm2d(6)), nn.Conv2d(6, 8, 3, padding=1)),
-    "norm, sparse conv": nn.Sequential(_moved(nn.BatchNorm2d(6)), _sparse(6, 8, 3), _moved(nn.BatchNorm2d(8)), nn.ReLU6()),
+    "norm, sparse conv": nn.Sequential(
+        _moved(nn.BatchNorm2d(6)), _sparse(6, 8, 3), _moved(nn.BatchNorm2d(8)), nn.ReLU6()
+    ),
     "norm, relu, conv": nn.Sequential(_moved(nn.BatchNorm2d(6)), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1)),
-    "norm, linear": nn.Sequential(_moved(nn.BatchNorm2d(6)), nn.Flatten(), nn.Linear(432, 5), _moved(nn.BatchNorm1d(5)), nn.ReLU()),
+    "norm, linear": nn.Sequential(
+        _moved(nn.BatchNorm2d(6)), nn.Flatten(), nn.Linear(432, 5), _moved(nn.BatchNorm1d(5))
+    ),
     "norm after transposed": nn.Sequential(nn.ConvTranspose2d(6, 4, 2, stride=2), _moved(nn.BatchNorm2d(4)), nn.ReLU()),
     "average, points": nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(6, 3, 1), nn.ReLU()),
     "padded conv": nn.Sequential(nn.ZeroPad2d((0, 1, 2, 1)), nn.Conv2d(6, 8, 3, stride=2)),
@@ -138,18 +154,26 @@ LAYERS: dict[str, nn.Module] = {
     "gate": Of(lambda x, f: x * f(x.mean((2, 3))).sigmoid()[:, :, None, None], nn.Linear(6, 6)),
     "channels last": Of(
         lambda x, n, f, g: x + g(F.gelu(f(n(x.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2) * 0.3,
-        _moved(nn.LayerNorm(6)), nn.Linear(6, 10), nn.Linear(10, 6),
+        _moved(nn.LayerNorm(6)),
+        nn.Linear(6, 10),
+        nn.Linear(10, 6),
     ),
     "tokens": Of(
-        lambda x, n, f: f(n(x.flatten(2).transpose(1, 2).contiguous())).softmax(-1), _moved(nn.LayerNorm(6)), nn.Linear(6, 4)
+        lambda x, n, f: f(n(x.flatten(2).transpose(1, 2).contiguous())).softmax(-1),
+        _moved(nn.LayerNorm(6)),
+        nn.Linear(6, 4),
     ),
     "dense block": Of(
         lambda x, f, g, h: torch.cat([x.relu(), (y := f(x.relu())), g(torch.cat([x.relu(), y], 1))], 1) + h(x),
-        nn.Conv2d(6, 3, 3, padding=1), nn.Conv2d(9, 3, 1), nn.Conv2d(6, 12, 1),
+        nn.Conv2d(6, 3, 3, padding=1),
+        nn.Conv2d(9, 3, 1),
+        nn.Conv2d(6, 12, 1),
     ),
     "growing": Of(
         lambda x, f, g, h: h(torch.cat([x := x.relu(), y := f(x), g(torch.cat([x, y], 1))], 1)),
-        nn.Conv2d(6, 3, 3, padding=1), nn.Conv2d(9, 3, 1), nn.Conv2d(12, 2, 3),
+        nn.Conv2d(6, 3, 3, padding=1),
+        nn.Conv2d(9, 3, 1),
+        nn.Conv2d(12, 2, 3),
     ),
     "line": nn.Sequential(nn.Flatten(2), nn.Conv1d(6, 4, 3, padding=1, stride=2), _moved(nn.BatchNorm1d(4))),
 }

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 import gossamer.kernels  # noqa: F401  (the operators of sparse layers)
 from gossamer.engine.ir import Graph, Port, Value
-from gossamer.engine.operators import TABLE, Missing
+from gossamer.engine.operators import TABLE, MissingError
 from gossamer.engine.views import Builder, Seen, canonical, fresh
 
 Inputs = Tensor | Sequence[Tensor] | Sequence[int] | Mapping[str, Tensor]
@@ -25,9 +25,9 @@ Inputs = Tensor | Sequence[Tensor] | Sequence[int] | Mapping[str, Tensor]
 def capture(model: nn.Module, example_inputs: Inputs) -> Graph:
     """The evaluation of `model` on one image of the examples' shapes, as a graph.
 
-    `example_inputs` is a tensor, several in a tuple or a dict of keyword arguments, or the (channels, height, width) of one image; their
-    first dimension is the batch. The model is left as it was. Raises ValueError with one sentence that names the layer and the operator
-    for what a program cannot do, and for a model that `torch.export` cannot take.
+    `example_inputs` is a tensor, several in a tuple or a dict of keyword arguments, or one image's (channels, height, width);
+    their first dimension is the batch. The model is left as it was. Raises ValueError with one sentence that names the layer
+    and the operator for what a program cannot do, and for a model that `torch.export` cannot take.
     """
     args, kwargs = _examples(example_inputs)
     exported = _export(_evaluating_copy(model), args, kwargs)
@@ -44,12 +44,14 @@ def batch_of(example_inputs: Inputs) -> int:
 
 
 def _given(example_inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Tensor] = {}
     if isinstance(example_inputs, Mapping):
-        args, kwargs = (), dict(example_inputs)
+        kwargs = dict(example_inputs)
     elif isinstance(example_inputs, Tensor):
-        args, kwargs = (example_inputs,), {}
+        args = (example_inputs,)
     else:
-        args, kwargs = tuple(example_inputs), {}
+        args = tuple(example_inputs)
         if args and all(isinstance(n, int) and n > 0 for n in args):
             args = (torch.zeros(1, *args) if len(args) < 4 else torch.zeros(args),)
     tensors = [*args, *kwargs.values()]
@@ -162,8 +164,8 @@ class _Capture:
         if signature.buffers_to_mutate:
             changed = next(iter(signature.buffers_to_mutate.values()))
             raise ValueError(f"the model changes its buffer {changed!r} when it runs, and a program keeps no state")
-        (returned,) = self.nodes[-1].args
-        flat = [self.known[n] if isinstance(n, fx.Node) else n for n in returned]  # type: ignore[union-attr]
+        returned: Any = self.nodes[-1].args[0]
+        flat = [self._known(n) for n in returned]
         ports: list[Port] = []
         leaves = [self._leaf(leaf, ports) for leaf in flat]
         if not ports:
@@ -178,7 +180,9 @@ class _Capture:
         if not isinstance(leaf, Seen):
             raise ValueError(f"the model returns {type(leaf).__name__}s that do not depend on its inputs")
         if leaf.shape[:1] != (1,):
-            raise ValueError(f"the model returns a tensor whose first dimension is not the batch: {list(leaf.shape)} for one image")
+            raise ValueError(
+                f"the model returns a tensor whose first dimension is not the batch: {list(leaf.shape)} for one image"
+            )
         value = leaf.value if leaf.packed and leaf.whole else self.builder.planes(leaf)
         if value in [p.value for p in self.inputs] or value not in {o.output for o in self.builder.operations}:
             value = self.builder.emit("affine", [value], value.shape)
@@ -189,7 +193,8 @@ class _Capture:
 
     def _call(self, node: fx.Node, at: int) -> Any:
         target: Any = node.target
-        args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), self._known)  # type: ignore[arg-type,misc]
+        given: Any = fx.node.map_aggregate((node.args, node.kwargs), self._known)
+        args, kwargs = given
         if target is operator.getitem:
             return args[0][args[1]]
         leaves = tree_flatten((args, kwargs), is_leaf=lambda v: isinstance(v, Seen))[0]
@@ -205,13 +210,13 @@ class _Capture:
         handler = TABLE.get(name) or TABLE.get(name.split(".")[0])
         try:
             if handler is None:
-                raise Missing("")
+                raise MissingError("")
             result = handler(self.builder, *values)
             if name == "contiguous" or (name == "reshape" and not _aliases(node)):
                 result = result if _aliases(node) else result.detached()
             if in_place:
                 result = self._written(node, values[0], result, at)
-        except Missing as reason:
+        except MissingError as reason:
             where = f"layer {self.builder.layer!r}" if self.builder.layer else "the model itself"
             raise ValueError(f"a program has no {name.split('.')[0]} {reason}".rstrip() + f" (in {where})") from None
         return result
@@ -222,7 +227,7 @@ class _Capture:
     def _written(self, node: fx.Node, old: Any, new: Seen, at: int) -> Seen:
         """What every tensor of a storage is after `old` was overwritten with `new`: those that are read later see it."""
         if not isinstance(old, Seen):
-            raise Missing("in place on a constant")
+            raise MissingError("in place on a constant")
         new = Seen(new.value, new.view, old.storage)
         base: Any = None
         if old.whole and new.value.shape == old.value.shape and _same_view(new.view, old.view):
@@ -250,7 +255,7 @@ class _Capture:
         first, rest = divmod(int(old.view.storage_offset()), h * w)
         channels, more = divmod(old.view.numel(), h * w)
         if not old.packed or rest or more:
-            raise Missing("in place on rows or columns of a tensor that is read again")
+            raise MissingError("in place on rows or columns of a tensor that is read again")
         b, end = self.builder, first + channels
         parts = [b.planes(new, (channels, h, w))]
         if first:
@@ -301,7 +306,7 @@ def _positional(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     """All arguments in the order of the schema, those not given by their defaults."""
     values = list(args)
     for argument in target._schema.arguments[len(args) :]:
-        values.append(kwargs[argument.name] if argument.name in kwargs else argument.default_value)
+        values.append(kwargs.get(argument.name, argument.default_value))
     return values
 
 

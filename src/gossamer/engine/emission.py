@@ -76,7 +76,7 @@ def _activation(activation: Activation) -> dict[str, Any]:
 
 
 def _conv(o: Operation) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Attributes and tensors of a convolution: dense where every connection is there, else with blocks as large as the rows allow."""
+    """Attributes and tensors of a convolution: dense with every connection, else in blocks as large as the rows allow."""
     attributes, arrays = dict(o.attributes), dict(o.tensors)
     if "indices" not in arrays:
         return attributes, arrays
@@ -88,7 +88,12 @@ def _conv(o: Operation) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     firsts = [indices[indptr[o] : indptr[o + 1]] for o in range(0, outputs, block)]
     rows = np.concatenate([[0], np.cumsum([len(row) for row in firsts])]).astype(np.int32)
     shared = np.concatenate(firsts) if firsts else indices
-    return {**attributes, "block": block}, {"weight": weight, "indptr": rows, "indices": shared.astype(np.int32), **arrays}
+    return {**attributes, "block": block}, {
+        "weight": weight,
+        "indptr": rows,
+        "indices": shared.astype(np.int32),
+        **arrays,
+    }
 
 
 def block_of(indptr: np.ndarray, indices: np.ndarray) -> int:

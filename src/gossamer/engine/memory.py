@@ -1,7 +1,7 @@
 """Where every value of a program lies: alone in the arena with its border of zeros, or as channels of another value.
 
-Three steps, each a function: which values are channels of others (`alias`), what pitch and border each of the rest has (`frames`),
-and at what offset it lies, so that no two that live at once overlap (`arrange`).
+Three steps, each a function: which values are channels of others (`alias`), what pitch and border each of the rest has
+(`frames`), and at what offset it lies, so that no two that live at once overlap (`arrange`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gossamer.engine.ir import Graph, Operation, Shape, Value
 
 LINE = 16  # floats that places and planes are a multiple of: a cache line, and the widest vector
+CLOSE, RETRIES = 1.02, 24  # an arena this near to what lives at once will do; tries of each order
 WAYS = 1024  # floats apart at which planes would meet in the same few lines of the first cache
 
 
@@ -104,7 +105,7 @@ def alias(graph: Graph) -> tuple[Graph, dict[Value, Part]]:
                 copies[o].append(Operation("affine", (value,), target, layer=o.layer))
     operations: list[Operation] = []
     for o in graph.operations:
-        operations += copies[o] if o in copies else [] if o in gone else [o]
+        operations += copies.get(o, [] if o in gone else [o])
     resolved = {v: _resolved(parts, v) for v in parts}
     return graph.rewritten(operations), resolved
 
@@ -221,23 +222,42 @@ def in_place(
     for step, o in enumerate(graph.operations):
         operands = {"affine": o.inputs, "binary": o.inputs, "conv": o.inputs[1:]}.get(o.kind, ())
         for value in operands:
-            fits = value in whole and o.output in whole and value.shape == o.output.shape
-            if fits and found[value] == found[o.output] and lives[value][1] == step and value not in (o.inputs[0],) * (o.kind == "conv"):
+            if value not in whole or o.output not in whole or (o.kind == "conv" and value is o.inputs[0]):
+                continue
+            alike = value.shape == o.output.shape and found[value] == found[o.output]
+            if alike and lives[value][1] == step:
                 _join(shared, value, o.output)
                 break
     return shared
 
 
 def arrange(blocks: Sequence[Block]) -> list[int]:
-    """Offsets at which blocks that live at once do not overlap: the best of a few orders, each block where it fits lowest."""
+    """Offsets at which blocks that live at once do not overlap: the best of a few orders, each block in the gap it fits best.
+
+    Of an order that leaves holes, what ends highest is placed first in the next try.
+    """
     orders = (
         sorted(range(len(blocks)), key=lambda i: (-blocks[i].size, blocks[i].first)),
         sorted(range(len(blocks)), key=lambda i: (-blocks[i].size * (blocks[i].last - blocks[i].first + 1), i)),
         sorted(range(len(blocks)), key=lambda i: (blocks[i].first, -blocks[i].size)),
         sorted(range(len(blocks)), key=lambda i: (-blocks[i].last, -blocks[i].size)),
     )
-    tried = [_greedy(blocks, order) for order in orders]
-    return min(tried, key=lambda offsets: max((o + b.size for o, b in zip(offsets, blocks, strict=True)), default=0))
+    least = alive_at_once(blocks)
+    best: tuple[int, list[int]] | None = None
+    for order in orders:
+        for _ in range(RETRIES):
+            offsets = _greedy(blocks, order)
+            ends = [o + b.size for o, b in zip(offsets, blocks, strict=True)]
+            end = max(ends, default=0)
+            if best is None or end < best[0]:
+                best = end, offsets
+            if best[0] <= CLOSE * least:
+                return best[1]
+            highest = ends.index(end)
+            order.remove(highest)
+            order.insert(0, highest)
+    assert best is not None
+    return best[1]
 
 
 def _greedy(blocks: Sequence[Block], order: Sequence[int]) -> list[int]:
@@ -283,5 +303,3 @@ def _join(same: dict[Value, Value], one: Value, two: Value) -> None:
 
 def _ceil(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
-
-

@@ -1,8 +1,8 @@
 """What each PyTorch operator is in a program: a table from its name to a function that writes operations down.
 
-A function takes the builder and the operator's arguments by name, and returns what the operator returns. Arguments that are tensors
-are `Seen`, or plain tensors where they are constants (what has only constant arguments is computed at once, elsewhere).
-Whoever cannot do something raises `Missing` with the reason.
+A function takes the builder and the operator's arguments by name, and returns what the operator returns. Arguments
+that are tensors are `Seen`, or plain tensors where they are constants (what has only constant arguments is computed at once,
+elsewhere). Whoever cannot do something raises `MissingError` with the reason.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gossamer.engine.views import Arrangement, Builder, Seen, canonical, fresh, 
 Handler = Callable[..., Any]
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """What a program cannot do, in words that follow the operator's name."""
 
 
@@ -56,7 +56,7 @@ def elementwise(
 def clamp(b: Builder, x: Seen, low: float | None, high: float | None) -> Seen:
     bounds = {"min": low, "max": high}
     if any(isinstance(v, (Seen, Tensor)) and not _is_number(v) for v in bounds.values()):
-        raise Missing("with tensors as bounds")
+        raise MissingError("with tensors as bounds")
     return activate(b, x, "clamp", **{k: float(v) for k, v in bounds.items() if v is not None})
 
 
@@ -70,13 +70,13 @@ def elu(b: Builder, x: Seen, alpha: float, scale: float, input_scale: float) -> 
 
 def prelu(b: Builder, x: Seen, weight: Tensor) -> Seen:
     if isinstance(weight, Seen):
-        raise Missing("with slopes that are computed")
+        raise MissingError("with slopes that are computed")
     return binary(b, "prelu", x, weight.reshape(1, -1, *[1] * (len(x.shape) - 2)))
 
 
 def softmax(b: Builder, x: Seen, dim: int, log: bool = False) -> Seen:
     if dim % len(x.shape) == 0:
-        raise Missing("over the batch")
+        raise MissingError("over the batch")
     planes, arrangement = b.in_place_order(x)
     axis = arrangement.axis(dim)
     if axis is None:
@@ -106,10 +106,10 @@ def binary(b: Builder, function: str, x: Any, y: Any) -> Seen:
         return Seen(b.emit("binary", [x.value, y.value], x.value.shape, {"function": function}), x.view, new_storage())
     shape = torch.broadcast_shapes(x.shape, y.shape)
     if shape[:1] != (1,):
-        raise Missing(f"of shape {list(shape)}, whose first dimension is not the batch")
+        raise MissingError(f"of shape {list(shape)}, whose first dimension is not the batch")
     for operand in (x, y):
         if isinstance(operand, Seen) and len(operand.shape) != len(shape) and operand.view.numel() != 1:
-            raise Missing("between an activation with fewer dimensions and one with more")
+            raise MissingError("between an activation with fewer dimensions and one with more")
     big = max((v for v in (x, y) if isinstance(v, Seen)), key=lambda v: (len(v.shape), v.view.numel()))
     order: Sequence[int] = range(1, len(shape))
     if len(big.shape) == len(shape):
@@ -206,7 +206,7 @@ def times(b: Builder, x: Any, factor: float) -> Any:
 def div(b: Builder, x: Any, y: Any, rounding_mode: str | None = None) -> Seen:
     quotient = binary(b, "div", x, y)
     if rounding_mode not in (None, "floor"):
-        raise Missing(f"with rounding_mode={rounding_mode!r}")
+        raise MissingError(f"with rounding_mode={rounding_mode!r}")
     return activate(b, quotient, "floor") if rounding_mode else quotient
 
 
@@ -217,9 +217,7 @@ def lerp(b: Builder, x: Any, end: Any, weight: Any) -> Seen:
 # -- convolutions and products of matrices ------------------------------------------------------------------------------
 
 
-def conv(
-    b: Builder, x: Seen, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
-) -> Seen:
+def conv(b: Builder, x: Seen, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Seen:
     """nn.Conv1d and nn.Conv2d, `padding` a number, numbers, or a name."""
     source, dims = _image(b, x, weight.dim() - 2)
     kernel = [1] * (2 - dims) + list(weight.shape[2:])
@@ -237,7 +235,15 @@ def conv(
 
 
 def sparse_conv2d(
-    b: Builder, x: Seen, weight: Tensor, indptr: Tensor, indices: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
+    b: Builder,
+    x: Seen,
+    weight: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
 ) -> Seen:
     source = b.planes(x)
     kernel = list(weight.shape[1:])
@@ -249,7 +255,15 @@ def sparse_conv2d(
 
 
 def conv_transpose(
-    b: Builder, x: Seen, weight: Tensor, bias: Any, stride: Any, padding: Any, output_padding: Any, groups: int, dilation: Any
+    b: Builder,
+    x: Seen,
+    weight: Tensor,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
 ) -> Seen:
     """A convolution with turned kernels over the input with zeros between its elements; where kernels do not overlap, one that
     makes a channel for each of their elements, and a copy."""
@@ -283,7 +297,7 @@ def conv_transpose(
     before = [r - p for r, p in zip(reach, padding, strict=True)]
     sides = [*before, *(p + e for p, e in zip(before, extra, strict=True))]
     if min(sides) < 0:
-        raise Missing(f"with padding {padding} greater than its kernel's reach")
+        raise MissingError(f"with padding {padding} greater than its kernel's reach")
     attributes = {"kernel": kernel, "stride": [1, 1], "padding": sides, "dilation": dilation, "groups": groups}
     kernels = turned.flip(-1, -2).reshape(groups * each, inputs // groups, *kernel)
     shape = _conv_shape(source.shape, groups * each, attributes)
@@ -292,7 +306,7 @@ def conv_transpose(
 
 def linear(b: Builder, x: Seen, weight: Tensor, bias: Any) -> Seen:
     """On a vector; on planes whose channels are the features, which is a convolution by points; or on rows."""
-    out, features = weight.shape
+    out = weight.shape[0]
     tensors = {"weight": weight, "bias": bias}
     if len(x.shape) == 2:
         whole = x.packed and x.view.numel() == x.value.shape.size
@@ -313,20 +327,20 @@ def linear(b: Builder, x: Seen, weight: Tensor, bias: Any) -> Seen:
 
 def addmm(b: Builder, bias: Any, x: Seen, weight: Tensor, beta: float, alpha: float) -> Seen:
     if isinstance(weight, Seen) or isinstance(bias, Seen) or bias.dim() != 1 or beta != 1 or alpha != 1:
-        raise Missing("of matrices that are computed")
+        raise MissingError("of matrices that are computed")
     return linear(b, x, weight.t(), bias)
 
 
 def matmul(b: Builder, x: Any, y: Any, scale: float = 1.0) -> Seen:
     if isinstance(x, Tensor):
-        raise Missing("of a constant with an activation")
+        raise MissingError("of a constant with an activation")
     if isinstance(y, Tensor) and y.dim() == 2:
         product = linear(b, x, y.t(), None)
         return product if scale == 1 else times(b, product, scale)
     if isinstance(y, Tensor):
-        raise Missing("with a constant of more than two dimensions")
+        raise MissingError("with a constant of more than two dimensions")
     if len(x.shape) != len(y.shape) or len(x.shape) < 3 or x.shape[:-2] != y.shape[:-2]:
-        raise Missing(f"of shapes {list(x.shape)} and {list(y.shape)}")
+        raise MissingError(f"of shapes {list(x.shape)} and {list(y.shape)}")
     *lead, m, k = x.shape
     p = y.shape[-1]
     n = math.prod(lead)
@@ -336,10 +350,18 @@ def matmul(b: Builder, x: Any, y: Any, scale: float = 1.0) -> Seen:
 
 
 def attention(
-    b: Builder, query: Seen, key: Seen, value: Seen, attn_mask: Any, dropout_p: float, is_causal: bool, scale: Any, enable_gqa: bool
+    b: Builder,
+    query: Seen,
+    key: Seen,
+    value: Seen,
+    attn_mask: Any,
+    dropout_p: float,
+    is_causal: bool,
+    scale: Any,
+    enable_gqa: bool,
 ) -> Seen:
     if is_causal or enable_gqa or isinstance(attn_mask, Seen):
-        raise Missing("with a computed mask, a causal one or grouped heads")
+        raise MissingError("with a computed mask, a causal one or grouped heads")
     factor = scale if scale is not None else query.shape[-1] ** -0.5
     scores = matmul(b, query, key.through(key.view.transpose(-1, -2)), factor)
     if attn_mask is not None:
@@ -350,9 +372,9 @@ def attention(
 def _image(b: Builder, x: Seen, dims: int) -> tuple[Any, int]:
     """Planes of channels of an image or a line."""
     if dims not in (1, 2):
-        raise Missing(f"over {dims} dimensions")
+        raise MissingError(f"over {dims} dimensions")
     if len(x.shape) != dims + 2:
-        raise Missing(f"on a tensor of shape {list(x.shape)} without a batch")
+        raise MissingError(f"on a tensor of shape {list(x.shape)} without a batch")
     return b.with_channels(x, 1)[0], dims
 
 
@@ -398,11 +420,21 @@ def avg_pool(
 ) -> Seen:
     shape = F.avg_pool2d(_meta(x), kernel, stride or None, padding, ceil_mode, count, divisor).shape[1:]
     more: dict[str, Any] = {"count_padding": True} if count and (any(_pair(padding, 2, 0)) or ceil_mode) else {}
-    return _pooled(b, x, "average", shape, kernel, stride, padding, 1, {**more, **({"divisor": divisor} if divisor else {})})
+    return _pooled(
+        b, x, "average", shape, kernel, stride, padding, 1, {**more, **({"divisor": divisor} if divisor else {})}
+    )
 
 
 def _pooled(
-    b: Builder, x: Seen, function: str, shape: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, more: dict[str, Any]
+    b: Builder,
+    x: Seen,
+    function: str,
+    shape: Any,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    more: dict[str, Any],
 ) -> Seen:
     kernel = _pair(kernel, 2, 1)
     attributes = {
@@ -421,8 +453,9 @@ def _pooled(
 
 def adaptive_pool(b: Builder, x: Seen, size: Any, function: str) -> Seen:
     if len(x.shape) != 4:
-        raise Missing(f"on a tensor of shape {list(x.shape)}")
-    sizes = [n if s is None else s for s, n in zip(size if isinstance(size, (list, tuple)) else [size] * 2, x.shape[2:], strict=True)]
+        raise MissingError(f"on a tensor of shape {list(x.shape)}")
+    given = size if isinstance(size, (list, tuple)) else [size] * 2
+    sizes = [n if s is None else s for s, n in zip(given, x.shape[2:], strict=True)]
     c, h, w = x.shape[1:]
     if sizes == [h, w]:
         return x
@@ -437,14 +470,14 @@ def reduced(b: Builder, x: Seen, dims: Any, keep: bool, function: str) -> Seen:
     given = [dims] if isinstance(dims, int) else list(dims or range(rank))
     wanted = sorted({d % rank for d in given})
     if 0 in wanted:
-        raise Missing("over the batch")
+        raise MissingError("over the batch")
     planes, arrangement = b.in_place_order(x)
     axes = [arrangement.axis(d) for d in wanted]
     if None in axes:  # several dimensions lie in the channels
         kept = [d for d in range(1, rank) if d not in wanted]
-        sizes = (1, math.prod(x.shape[d] for d in kept), math.prod(x.shape[d] for d in wanted))
-        planes = b.planes(x.through(x.view.permute(0, *kept, *wanted)), sizes)
-        value = b.emit("reduce", [planes], (1, sizes[1], 1), {"function": function, "axes": [2]})
+        apart = (1, math.prod(x.shape[d] for d in kept), math.prod(x.shape[d] for d in wanted))
+        planes = b.planes(x.through(x.view.permute(0, *kept, *wanted)), apart)
+        value = b.emit("reduce", [planes], (1, apart[1], 1), {"function": function, "axes": [2]})
         shape = [1 if d in wanted else n for d, n in enumerate(x.shape)]
         output = fresh(value, shape)
     else:
@@ -468,12 +501,12 @@ def vector_norm(b: Builder, x: Seen, order: float, dims: Any, keep: bool) -> See
         return activate(b, reduced(b, activate(b, x, "square"), dims, keep, "sum"), "sqrt")
     if order == 1:
         return reduced(b, activate(b, x, "abs"), dims, keep, "sum")
-    raise Missing(f"of order {order}")
+    raise MissingError(f"of order {order}")
 
 
 def _meta(x: Seen) -> Tensor:
     if len(x.shape) != 4:
-        raise Missing(f"on a tensor of shape {list(x.shape)}")
+        raise MissingError(f"on a tensor of shape {list(x.shape)}")
     return torch.empty(x.shape, device="meta")
 
 
@@ -484,12 +517,12 @@ def batch_norm(
     b: Builder, x: Seen, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, eps: float
 ) -> Seen:
     if training or mean is None or variance is None:
-        raise Missing("with the statistics of the batch")
+        raise MissingError("with the statistics of the batch")
     scale = (variance.double() + eps).rsqrt() * (1 if weight is None else weight.double())
     shift = (0 if bias is None else bias.double()) - mean.double() * scale
     planes, arrangement = b.with_channels(x, 1)
     if arrangement.planes.c != len(scale):
-        raise Missing(f"on a tensor of shape {list(x.shape)}")
+        raise MissingError(f"on a tensor of shape {list(x.shape)}")
     tensors = {"scale": scale.float(), "shift": shift.float()}
     return arrangement.seen(b.emit("affine", [planes], planes.shape, {}, tensors))
 
@@ -508,7 +541,9 @@ def group_norm(b: Builder, x: Seen, groups: int, weight: Any, bias: Any, eps: fl
     return arrangement.seen(b.emit("norm", [planes], planes.shape, attributes, {"scale": weight, "shift": bias}))
 
 
-def layer_norm(b: Builder, x: Seen, shape: Sequence[int], weight: Any, bias: Any, eps: float, center: bool = True) -> Seen:
+def layer_norm(
+    b: Builder, x: Seen, shape: Sequence[int], weight: Any, bias: Any, eps: float, center: bool = True
+) -> Seen:
     more = {} if center else {"center": False}
     tensors = {"scale": weight, "shift": bias}
     if len(shape) == 1:
@@ -520,7 +555,7 @@ def layer_norm(b: Builder, x: Seen, shape: Sequence[int], weight: Any, bias: Any
         rows = b.planes(x, (1, 1, shape[0]) if len(x.shape) == 2 else None)
         return fresh(b.emit("norm", [rows], rows.shape, {"over": "width", "epsilon": eps, **more}, tensors), x.shape)
     if len(shape) != len(x.shape) - 1:
-        raise Missing(f"over {list(shape)} of a tensor of shape {list(x.shape)}")
+        raise MissingError(f"over {list(shape)} of a tensor of shape {list(x.shape)}")
     planes = b.planes(x)
     attributes = {"over": "group", "groups": 1, "epsilon": eps, **more}
     output = fresh(b.emit("norm", [planes], planes.shape, attributes), x.shape)
@@ -541,7 +576,7 @@ def concat(b: Builder, tensors: Sequence[Any], dim: int) -> Seen:
     rank = len(first.shape)
     dim %= rank
     if dim == 0:
-        raise Missing("over the batch")
+        raise MissingError("over the batch")
     if len(kept) == 1:
         return first
     _, arrangement = b.in_place_order(first)
@@ -624,7 +659,7 @@ def pad(b: Builder, x: Seen, sides: Sequence[int], mode: str, value: float | Non
     """Every mode by where each row, column and channel comes from, which PyTorch tells of a line of numbers."""
     rank, wide = len(x.shape), len(sides) // 2
     if wide > rank - 1 or rank != 4:
-        raise Missing(f"of a tensor of shape {list(x.shape)} by {list(sides)}")
+        raise MissingError(f"of a tensor of shape {list(x.shape)} by {list(sides)}")
     lists: dict[str, Tensor] = {}
     sizes = list(x.shape[1:])
     for at in range(wide):
@@ -632,7 +667,9 @@ def pad(b: Builder, x: Seen, sides: Sequence[int], mode: str, value: float | Non
         if any(pair):
             axis = 2 - at
             line = torch.arange(1, sizes[axis] + 1, dtype=torch.float32).view(1, 1, -1)
-            source = F.pad(line, pair, mode=mode, value=0.0 if mode == "constant" else None).view(-1).to(torch.int32) - 1
+            source = (
+                F.pad(line, pair, mode=mode, value=0.0 if mode == "constant" else None).view(-1).to(torch.int32) - 1
+            )
             lists[("channels", "rows", "columns")[axis]] = source
             sizes[axis] = len(source)
     if not lists:
@@ -652,7 +689,7 @@ def selected(b: Builder, x: Seen, dim: int, indices: Tensor) -> Seen:
     """Some places of one dimension."""
     dim %= len(x.shape)
     if dim == 0 or isinstance(indices, Seen) or indices.dim() != 1:
-        raise Missing("with indices that are computed, or over the batch")
+        raise MissingError("with indices that are computed, or over the batch")
     planes, arrangement = b.in_place_order(x)
     axis = arrangement.axis(dim)
     if axis is None:
@@ -668,7 +705,7 @@ def selected(b: Builder, x: Seen, dim: int, indices: Tensor) -> Seen:
 def index(b: Builder, x: Seen, indices: Sequence[Any]) -> Seen:
     given = [(d, i) for d, i in enumerate(indices) if i is not None]
     if len(given) != 1:
-        raise Missing("with several lists of indices")
+        raise MissingError("with several lists of indices")
     return selected(b, x, *given[0])
 
 
@@ -680,7 +717,7 @@ def flip(b: Builder, x: Seen, dims: Sequence[int]) -> Seen:
 
 def roll(b: Builder, x: Seen, shifts: Any, dims: Any) -> Seen:
     if not dims:
-        raise Missing("without dimensions")
+        raise MissingError("without dimensions")
     pairs = zip([shifts] if isinstance(shifts, int) else shifts, [dims] if isinstance(dims, int) else dims, strict=True)
     for shift, dim in pairs:
         x = selected(b, x, dim, torch.arange(x.shape[dim]).roll(shift))
@@ -691,7 +728,7 @@ def upsampled(operator: Any) -> Handler:
     """Interpolation of any separable kind: PyTorch tells the weight of each row and column on unit vectors."""
 
     def handler(b: Builder, x: Seen, *args: Any) -> Seen:
-        c, h, w = x.shape[1:]
+        h, w = x.shape[2:]
         shape = operator(torch.empty(x.shape, device="meta"), *args).shape[1:]
         rows = _weights(operator, torch.eye(h)[None, :, :, None].expand(1, h, h, w), args)[:, :, 0]
         columns = _weights(operator, torch.eye(w)[None, :, None, :].expand(1, w, h, w), args)[:, 0, :]
@@ -744,7 +781,7 @@ def _filled(b: Builder, x: Seen, y: Any, *_: Any) -> Seen:
 def _cast(b: Builder, x: Seen, *args: Any) -> Seen:
     kind = next((a for a in args if isinstance(a, torch.dtype)), torch.float32)
     if kind != torch.float32:
-        raise Missing(f"to {kind}: programs compute in float32")
+        raise MissingError(f"to {kind}: programs compute in float32")
     return x
 
 
@@ -826,7 +863,9 @@ TABLE: dict[str, Handler] = {
     "min.dim": lambda b, x, dim, keep: (reduced(b, x, dim, keep, "min"), None),
     "var.correction": lambda b, x, dims, c, keep: variance(b, x, dims, 1 if c is None else c, keep),
     "var.dim": lambda b, x, dims, unbiased, keep: variance(b, x, dims, int(unbiased), keep),
-    "std.correction": lambda b, x, dims, c, keep: activate(b, variance(b, x, dims, 1 if c is None else c, keep), "sqrt"),
+    "std.correction": lambda b, x, dims, c, keep: activate(
+        b, variance(b, x, dims, 1 if c is None else c, keep), "sqrt"
+    ),
     "std.dim": lambda b, x, dims, unbiased, keep: activate(b, variance(b, x, dims, int(unbiased), keep), "sqrt"),
     "linalg_vector_norm": lambda b, x, order, dims, keep, dtype: vector_norm(b, x, order, dims, keep),
     "norm.ScalarOpt_dim": vector_norm,
@@ -852,7 +891,9 @@ TABLE: dict[str, Handler] = {
     "view": reshape,
     "reshape": reshape,
     "_unsafe_view": reshape,
-    "flatten.using_ints": lambda b, x, start, end: reshape(b, x, torch.empty(x.shape, device="meta").flatten(start, end).shape),
+    "flatten.using_ints": lambda b, x, start, end: reshape(
+        b, x, torch.empty(x.shape, device="meta").flatten(start, end).shape
+    ),
     "unflatten.int": lambda b, x, dim, sizes: reshape(
         b, x, torch.empty(x.shape, device="meta").unflatten(dim, sizes).shape
     ),
@@ -869,13 +910,13 @@ TABLE: dict[str, Handler] = {
     "roll": roll,
     **{
         name + (f".{overload}" if overload == "vec" else ""): upsampled(getattr(getattr(aten, name), overload))
-        for name in """upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa
-        _upsample_bicubic2d_aa""".split()
+        for name in """upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d
+        _upsample_bilinear2d_aa _upsample_bicubic2d_aa""".split()
         for overload in ("default", "vec")
     },
-    **{name: _same for name in "dropout feature_dropout alpha_dropout detach alias lift_fresh identity".split()},
-    **{name: _copied for name in "clone lift_fresh_copy".split()},
-    **{name: _filled for name in "copy fill.Scalar fill.Tensor".split()},
+    **dict.fromkeys("dropout feature_dropout alpha_dropout detach alias lift_fresh".split(), _same),
+    **dict.fromkeys("clone lift_fresh_copy".split(), _copied),
+    **dict.fromkeys("copy fill.Scalar fill.Tensor".split(), _filled),
     "zero": lambda b, x: times(b, x, 0),
     "contiguous": _same,
     "to.dtype": _cast,

@@ -116,7 +116,7 @@ def _scaled(maker: Operation, line: Mapping[str, np.ndarray]) -> dict[str, np.nd
 
 
 def spread(maker: Operation, reader: Operation) -> Operation | None:
-    """A scale and shift before a convolution or linear layer, which its kernels and bias take; none where padding would be shifted."""
+    """A scale and shift before a convolution or linear layer, which its kernels and bias take; but no padding is shifted."""
     if maker.kind != "affine" or maker.activation is not None or not maker.tensors:
         return None
     shift = maker.tensors.get("shift")
@@ -170,7 +170,13 @@ def known_products(graph: Graph) -> Graph:
         if o.kind == "binary" and o.attributes["function"] == "mul" and o.activation is None:
             for x, y in (o.inputs, o.inputs[::-1]):
                 gate = makers.get(y)
-                if gate is None or gate.kind != "affine" or gate.tensors or gate.inputs != (x,) or gate.activation is None:
+                if (
+                    gate is None
+                    or gate.kind != "affine"
+                    or gate.tensors
+                    or gate.inputs != (x,)
+                    or gate.activation is None
+                ):
                     continue
                 if gate.activation.function in names:
                     function = Activation(names[gate.activation.function])

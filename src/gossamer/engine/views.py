@@ -85,9 +85,7 @@ class Builder:
         """A new value, made by a new operation."""
         output = self.name(shape)
         arrays = {role: array(t) for role, t in (tensors or {}).items() if t is not None}
-        self.operations.append(
-            Operation(kind, tuple(inputs), output, attributes or {}, arrays, activation, self.layer)
-        )
+        self.operations.append(Operation(kind, tuple(inputs), output, attributes or {}, arrays, activation, self.layer))
         return output
 
     def constant(self, tensor: Tensor, shape: Sequence[int]) -> Value:
@@ -161,10 +159,10 @@ class Arrangement:
     def axis(self, dim: int) -> int | None:
         """Which axis of the planes (0, 1, 2) a dimension is; none where several lie in one."""
         at = self.order.index(dim % len(self.shape))
-        axes = {1: [0], 2: [0, 2], 3: [0, 1, 2]}.get(len(self.order))
-        if axes is None:
-            axes = [None] * (len(self.order) - 2) + [1, 2]  # type: ignore[list-item]
-        return axes[at]
+        if len(self.order) < 3:
+            return 2 * at
+        outer = len(self.order) - 2
+        return at - outer + 1 if at >= outer else 0 if outer == 1 else None
 
     def seen(self, value: Value, changed: Mapping[int, int] | None = None) -> Seen:
         """Planes with this arrangement as the tensor they are, where `changed` dimensions have other sizes."""
@@ -193,12 +191,12 @@ def array(tensor: Tensor) -> np.ndarray:
 def _orders(view: Tensor) -> list[list[int]]:
     """Orders of the dimensions in which the view may lie packed: its own, by its strides, channels-last."""
     own = list(range(1, view.dim()))
-    by_stride = sorted(own, key=lambda d: (-view.stride(d), d))
+    by_stride = sorted(own, key=lambda d: (-view.stride()[d], d))
     return [own, by_stride, *([[3, 1, 2]] if view.dim() == 4 else [])]
 
 
 def _in_order(view: Tensor) -> Tensor:
-    return view.permute(sorted(range(view.dim()), key=lambda d: (view.shape[d] > 1, -view.stride(d), d)))
+    return view.permute(sorted(range(view.dim()), key=lambda d: (view.shape[d] > 1, -view.stride()[d], d)))
 
 
 def _merged(view: Tensor) -> tuple[list[int], list[int]]:
