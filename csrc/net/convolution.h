@@ -77,12 +77,11 @@ void store_rows(const Summing& s, float* sums, i64 q, i64 count, i64 o) {
 template <int B, int V, int W>
 void sum_tile(const Summing& s, i64 q, const Block& b) {
     const Convolution& c = *s.conv;
-    const float* const bias = c.bias + b.output;
     vec sum[B][V];
 #pragma GCC unroll 4
     for (int o = 0; o < B; o++)
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) sum[o][v] = broadcast(bias[o]);
+        for (int v = 0; v < V; v++) sum[o][v] = broadcast(c.bias[b.output[o]]);
     const float* const source = s.source + q;
     const int32_t *index = c.indices + b.index, *const end = index + b.inputs;
     const float* weight = c.weight + b.weight;
@@ -116,14 +115,14 @@ void sum_tile(const Summing& s, i64 q, const Block& b) {
         for (int o = 0; o < B; o++)
 #pragma GCC unroll 8
             for (int v = 0; v < V; v++) store(spilt[o] + v * kLanes, sum[o][v]);
-        for (int o = 0; o < B; o++) store_rows(s, spilt[o], q, V * kLanes, b.output + o);
+        for (int o = 0; o < B; o++) store_rows(s, spilt[o], q, V * kLanes, b.output[o]);
         return;
     }
     const vec lowest = broadcast(s.lowest), highest = broadcast(s.highest);
-    float* to = s.out + b.output * out.plane + q;
-    const float* residual = s.residual ? s.residual + b.output * s.step->in[1].plane + q : nullptr;
 #pragma GCC unroll 4
     for (int o = 0; o < B; o++) {
+        float* const to = s.out + b.output[o] * out.plane + q;
+        const float* const residual = s.residual ? s.residual + b.output[o] * s.step->in[1].plane + q : nullptr;
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) {
             vec value = sum[o][v];
@@ -133,10 +132,8 @@ void sum_tile(const Summing& s, i64 q, const Block& b) {
         }
         if (q + V * kLanes >= c.positions)
             for (i64 i = V * kLanes; i < out.plane - q; i++) to[i] = 0;
-        to += out.plane;
-        if (residual) residual += s.step->in[1].plane;
     }
-    if (q == 0 && b.output == 0)
+    if (q == 0 && b.output[0] == 0)
         for (i64 i = 1; i <= out.head; i++) s.out[-i] = 0;
 }
 

@@ -206,9 +206,10 @@ class Packer {
         Convolution& c = s.conv;
         const View& source = s.in[0];
         c.taps = s.kernel_h * s.kernel_w;
-        const int64_t connections = blocks(op);
+        std::vector<int64_t> from;
+        const int64_t connections = blocks(op, from);
         described.madds = connections * c.taps * s.out.height * s.out.width;
-        weights(op);
+        weights(op, from);
         const bool direct = s.stride_h == 1 && s.stride_w == 1 && bordered(op, source);
         direct ? lay_direct(s, source) : lay_phases(s, source);
         c.positions = (s.out.height - 1) * c.pitch + s.out.width;
@@ -222,33 +223,45 @@ class Packer {
                            std::to_string(c.block[0].width) + (c.lines ? "" : ", rows");
     }
 
-    // The blocks and their inputs; returns the number of connections.
-    int64_t blocks(Operation& op) {
+    // The blocks and their inputs, and where the file has each output's weights; returns the number of connections.
+    int64_t blocks(Operation& op, std::vector<int64_t>& from) {
         Step& s = op.step;
         Convolution& c = s.conv;
         std::vector<Block> made;
         int64_t weight = 0, connections = 0;
-        const auto add = [&](int64_t output, int64_t width, int64_t inputs, int64_t index) {
-            made.push_back({(int32_t)output, (int32_t)width, (int32_t)inputs, index, weight});
-            weight += width * inputs * c.taps;
-            connections += width * inputs;
+        const auto add = [&](const std::vector<int32_t>& outputs, int64_t inputs, int64_t index) {  // as many fours as there are, a two, a one
+            for (size_t o = 0; o < outputs.size();) {
+                const size_t left = outputs.size() - o;
+                Block block = {{}, left >= 4 ? 4 : left >= 2 ? 2 : 1, (int32_t)inputs, index, weight};
+                std::copy_n(outputs.begin() + o, block.width, block.output);
+                made.push_back(block);
+                weight += block.width * inputs * c.taps;
+                connections += block.width * inputs;
+                o += block.width;
+            }
         };
+        from.resize(s.out.channels);
         if (op.sparse) {
             const Tensor& indptr = program_.tensors[op.tensors.at("indptr")];
-            for (int64_t r = 0; r + 1 < indptr.count; r++)
-                add(r * op.block, op.block, indptr.whole(r + 1) - indptr.whole(r), indptr.whole(r));
             c.indices = integers(op, "indices");
+            std::map<std::vector<int32_t>, std::vector<int32_t>> listeners;  // of the same inputs, whether or not the file calls them a block
+            for (int32_t o = 0; o < s.out.channels; o++) {
+                const int64_t row = o / op.block, first = indptr.whole(row), inputs = indptr.whole(row + 1) - first;
+                from[o] = (op.block * first + o % op.block * inputs) * c.taps;
+                listeners[std::vector<int32_t>(c.indices + first, c.indices + first + inputs)].push_back(o);
+            }
+            for (const auto& [inputs, outputs] : listeners) add(outputs, (int64_t)inputs.size(), indptr.whole(outputs[0] / op.block));
+            std::sort(made.begin(), made.end(), [](const Block& a, const Block& b) { return a.output[0] < b.output[0]; });
         } else {
             const int64_t inputs = s.in[0].channels / s.groups, outputs = s.out.channels / s.groups;
             int32_t* all = made_.store.take<int32_t>(s.in[0].channels + kIndicesAhead);
             for (int64_t i = 0; i < s.in[0].channels + kIndicesAhead; i++) all[i] = (int32_t)(i % s.in[0].channels);
             c.indices = all;
-            for (int64_t g = 0; g < s.groups; g++)
-                for (int64_t o = 0; o < outputs;) {
-                    const int64_t width = outputs - o >= 4 ? 4 : outputs - o >= 2 ? 2 : 1;
-                    add(g * outputs + o, width, inputs, g * inputs);
-                    o += width;
-                }
+            std::vector<int32_t> group(outputs);
+            for (int64_t g = 0; g < s.groups; g++) {
+                for (int64_t o = 0; o < outputs; o++) group[o] = (int32_t)(g * outputs + o), from[group[o]] = group[o] * inputs * c.taps;
+                add(group, inputs, g * inputs);
+            }
         }
         c.blocks = (int32_t)made.size();
         Block* kept = made_.store.take<Block>(c.blocks);
@@ -258,17 +271,16 @@ class Packer {
     }
 
     // From [output][input][tap] to [block][input][tap][output of the block].
-    void weights(Operation& op) {
+    void weights(Operation& op, const std::vector<int64_t>& from) {
         const Step& s = op.step;
         Convolution& c = op.step.conv;
-        const Tensor& from = program_.tensors[op.tensors.at("weight")];
-        float* to = made_.store.take<float>(from.count + 16);
+        const Tensor& held = program_.tensors[op.tensors.at("weight")];
+        float* to = made_.store.take<float>(held.count + 16);
         for (int32_t i = 0; i < c.blocks; i++) {
             const Block& b = c.block[i];
-            const unsigned char* block = from.bytes + 4 * b.weight;
             for (int64_t o = 0; o < b.width; o++)
                 for (int64_t k = 0; k < (int64_t)b.inputs * c.taps; k++)
-                    std::memcpy(to + b.weight + k * b.width + o, block + 4 * (o * b.inputs * c.taps + k), 4);
+                    std::memcpy(to + b.weight + k * b.width + o, held.bytes + 4 * (from[b.output[o]] + k), 4);
         }
         c.weight = to;
         float* bias = made_.store.take<float>(s.out.channels);

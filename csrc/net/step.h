@@ -30,9 +30,10 @@ enum class Kind : int32_t {
     Conv, Linear, Affine, Binary, Pool, AdaptivePool, Reduce, Norm, Softmax, Copy, Select, Resample, Matmul, Concat,
 };
 
-// `width` (1, 2 or 4) consecutive outputs of a convolution that share their inputs.
+// `width` (1, 2 or 4) outputs of a convolution that share their inputs, in ascending order.
 struct Block {
-    int32_t output, width, inputs;
+    int32_t output[4];
+    int32_t width, inputs;
     int64_t index;   // its first input's place in `indices`
     int64_t weight;  // its first weight's place in the packed weights: [input][tap][output of the block]
 };
