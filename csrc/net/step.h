@@ -97,7 +97,7 @@ struct NetKernels {
     void (*run)(const Step& step, const Worker& worker);
 };
 
-#define GOSSAMER_ISA(name, supported) extern const NetKernels net_##name;
+#define GOSSAMER_ISA(name, flags, supported) extern const NetKernels net_##name;
 #include "isa.inc"
 #undef GOSSAMER_ISA
 
