@@ -96,7 +96,7 @@ def _binary(operation: Operation, given: Sequence[Tensor], tensors: Mapping[str,
     return activated(y, operation.activation)
 
 
-def _pool(operation: Operation, given: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
+def _windows(operation: Operation, given: Sequence[Tensor]) -> Tensor:
     a, x = operation.attributes, given[0]
     (kh, kw), (sh, sw), (dh, dw), (top, left, _, _) = (a[k] for k in ("kernel", "stride", "dilation", "padding"))
     _, oh, ow = operation.output.shape
@@ -117,6 +117,12 @@ def _pool(operation: Operation, given: Sequence[Tensor], tensors: Mapping[str, T
         F.avg_pool2d(t[None], (kh, kw), (sh, sw), divisor_override=1)[0][:, :oh, :ow] for t in (wide, inside)
     )
     return total / a.get("divisor", count)
+
+
+def _pool(operation: Operation, given: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
+    y = _windows(operation, given)
+    y = y + tensors["shift"][:, None, None] if "shift" in tensors else y
+    return activated(y, operation.activation)
 
 
 def _adaptive_pool(operation: Operation, given: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:

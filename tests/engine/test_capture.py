@@ -62,8 +62,8 @@ def test_ours(name: str, size: int) -> None:
     model = gs.sparsify(gs.models.create(name, num_classes=5, image_size=size), 0.1).eval()
     graph = check(model, torch.randn(1, *model.input_shape))
     kinds = {o.kind for o in graph.operations if o.activation is not None}
-    assert kinds <= {"conv", "linear", "affine"}
-    assert not [o for o in graph.operations if o.kind == "affine" and name != "inception_v3"]  # all in a store
+    assert kinds <= {"conv", "linear", "pool"}
+    assert not [o for o in graph.operations if o.kind == "affine"]  # all in a store
 
 
 def test_several_inputs_and_a_structure_of_outputs() -> None:

@@ -27,7 +27,7 @@ def _kinds(model: nn.Module, shape: tuple[int, ...] = IMAGE) -> list[str]:
         ("norm, sparse conv", ["conv"]),
         ("norm, relu, conv", ["affine", "conv"]),
         ("norm, linear", ["linear"]),
-        ("average, points", ["conv", "pool", "affine"]),
+        ("average, points", ["conv", "pool"]),
         ("padded conv", ["conv"]),
         ("residual", ["conv", "conv"]),
         ("gate", ["reduce", "linear", "binary"]),

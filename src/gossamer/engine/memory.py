@@ -146,7 +146,7 @@ def frames(graph: Graph, parts: dict[Value, Part]) -> dict[Value, Frame]:
     for o in graph.operations:
         read = [root(v) for v in o.inputs if v not in graph.constants]
         output = root(o.output)
-        if o.kind == "conv" and _along_planes(o) and read and o.inputs[0].shape[1:] != (1, 1):
+        if _along_planes(o) and read and o.inputs[0].shape[1:] != (1, 1):
             top, left, bottom, right = o.attributes["padding"]
             source = read[0]
             gap[source] = max(gap[source], left, right)
@@ -165,8 +165,10 @@ def frames(graph: Graph, parts: dict[Value, Part]) -> dict[Value, Frame]:
     return {v: _frame(v.shape, pitch[_root(same, v)], below[v], before[v]) for v in roots}
 
 
-def _along_planes(conv: Operation) -> bool:
-    return list(conv.attributes["stride"]) == [1, 1]
+def _along_planes(o: Operation) -> bool:
+    """Whether an operation can run along whole planes, if its source has the border it wants."""
+    averages = o.kind == "pool" and o.attributes["function"] == "average"
+    return (o.kind == "conv" or averages) and list(o.attributes["stride"]) == [1, 1]
 
 
 def _frame(shape: Shape, pitch: int, below: int, before: tuple[int, int]) -> Frame:

@@ -244,6 +244,7 @@ def sparse_conv2d(
     padding: Any,
     dilation: Any,
     groups: int,
+    path: Any = None,
 ) -> Seen:
     source = b.planes(x)
     kernel = list(weight.shape[1:])

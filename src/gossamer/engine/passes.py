@@ -79,8 +79,8 @@ def into_maker(kind: str, rule: Rule) -> Pass:
 
 
 def absorb(maker: Operation, affine: Operation) -> Operation | None:
-    """A scale, shift or activation after a convolution, linear layer, normalisation, sum or affine function."""
-    if maker.activation is not None or maker.kind not in ("conv", "linear", "norm", "affine", "binary"):
+    """A scale, shift or activation after a convolution, linear layer, normalisation, pooling, sum or affine function."""
+    if maker.activation is not None or maker.kind not in ("conv", "linear", "norm", "pool", "affine", "binary"):
         return None
     if len(maker.inputs) == 2 and affine.activation is not None and maker.attributes.get("residual") == "after":
         return None
@@ -104,6 +104,9 @@ def _scaled(maker: Operation, line: Mapping[str, np.ndarray]) -> dict[str, np.nd
             "scale": scale if own[0] is None else own[0] * scale,
             "shift": shift if own[1] is None else own[1] * scale + shift,
         }
+    if maker.kind == "pool":
+        own_shift = maker.tensors.get("shift", np.float32(0))
+        return None if "scale" in line else {"shift": own_shift + shift}
     weight = maker.tensors["weight"]
     outputs = len(maker.tensors["indptr"]) - 1 if "indptr" in maker.tensors else len(weight)
     if outputs != c:  # a linear layer on rows: all its outputs lie in one channel, or in a vector
@@ -296,5 +299,6 @@ PASSES: tuple[Pass, ...] = (
     into_maker("linear", spread),
     pad_in_reader,
     points_before_average,
+    into_maker("affine", absorb),
     drop_dead,
 )
