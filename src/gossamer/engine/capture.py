@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 import gossamer.kernels  # noqa: F401  (the operators of sparse layers)
 from gossamer.engine.ir import Graph, Port, Value
-from gossamer.engine.operators import TABLE, MissingError
-from gossamer.engine.views import Builder, Seen, canonical, fresh
+from gossamer.engine.operators import TABLE
+from gossamer.engine.views import Builder, MissingError, Seen, canonical, fresh
 
 Inputs = Tensor | Sequence[Tensor] | Sequence[int] | Mapping[str, Tensor]
 

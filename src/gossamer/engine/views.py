@@ -22,6 +22,10 @@ def new_storage() -> int:
     return next(_storages)
 
 
+class MissingError(Exception):
+    """What a program cannot do, in words that follow the operator's name."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """A tensor of the model, [1, ...]: `view` (on the meta device) says by its sizes, strides and offset which element of
@@ -180,6 +184,13 @@ def canonical(shape: Sequence[int]) -> Shape:
     if len(sizes) == 2:
         return Shape(1, *sizes)
     return Arrangement(tuple(range(1, len(shape))), tuple(shape)).planes if sizes else Shape(1, 1, 1)
+
+
+def pair(size: Any, dims: int, missing: int) -> list[int]:
+    """One number or one for each dimension, as two for rows and columns."""
+    sizes = [int(size)] if isinstance(size, int) else [int(s) for s in size]
+    sizes = sizes * dims if len(sizes) == 1 else sizes
+    return [missing] * (2 - dims) + sizes
 
 
 def array(tensor: Tensor) -> np.ndarray:
