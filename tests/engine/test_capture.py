@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 from typing import Any
 
 import interpreter
@@ -129,6 +130,20 @@ def test_what_is_missing_is_one_sentence(function: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         capture(_Inner(function), (3, 4, 4))
     assert "\n" not in str(caught.value)
+
+
+def test_a_batch_is_nothing_but_its_images() -> None:
+    mixing = Of(lambda x: x.flatten(1).view(1, -1))
+    with pytest.raises(ValueError, match=re.escape("mixes the images of a batch: 2 give a tensor of shape [1, 96]")):
+        capture(mixing, torch.zeros(2, 3, 4, 4))
+    assert capture(mixing, torch.zeros(1, 3, 4, 4)).outputs[0].shape == (48,)
+
+
+def test_a_model_that_cannot_be_copied_says_so() -> None:
+    model = nn.ReLU()
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="the model cannot be copied: cannot pickle"):
+        capture(model, (3, 4, 4))
 
 
 @pytest.mark.parametrize(

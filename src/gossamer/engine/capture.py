@@ -18,6 +18,7 @@ import gossamer.kernels  # noqa: F401  (the operators of sparse layers)
 from gossamer.engine.ir import Graph, Port, Value
 from gossamer.engine.operators import TABLE
 from gossamer.engine.views import Builder, MissingError, Seen, canonical, fresh
+from gossamer.graph.tracing import trace
 
 Inputs = Tensor | Sequence[Tensor] | Sequence[int] | Mapping[str, Tensor]
 
@@ -30,8 +31,24 @@ def capture(model: nn.Module, example_inputs: Inputs) -> Graph:
     and the operator for what a program cannot do, and for a model that `torch.export` cannot take.
     """
     args, kwargs = _examples(example_inputs)
-    exported = _export(_evaluating_copy(model), args, kwargs)
-    return _Capture(exported).graph()
+    evaluating = _evaluating_copy(model)
+    graph = _Capture(_export(evaluating, args, kwargs)).graph()
+    _check_batch(graph, evaluating, example_inputs)
+    return graph
+
+
+def _check_batch(graph: Graph, model: nn.Module, example_inputs: Inputs) -> None:
+    """Raise where a batch is more than its images: a graph is of one, and would say something else."""
+    batch = batch_of(example_inputs)
+    if batch == 1:
+        return
+    whole = [tuple(t.shape) for t in trace(model, example_inputs).outputs]
+    for shape, port in zip(whole, graph.outputs, strict=True):
+        if shape != (batch, *port.shape):
+            raise ValueError(
+                f"the model mixes the images of a batch: {batch} give a tensor of shape {list(shape)}, and one gives "
+                f"{[1, *port.shape]}; an example of one image makes a program for single images"
+            )
 
 
 # -- examples ----------------------------------------------------------------------------------------------------------
@@ -86,7 +103,10 @@ def _evaluating_copy(model: nn.Module) -> nn.Module:
     wrong = next((t for t in state if t.is_meta), None)
     if wrong is not None:
         raise ValueError("the model's weights are on the meta device: they have no values to compile")
-    return copy.deepcopy(model, {id(t): t for t in state}).eval()
+    try:
+        return copy.deepcopy(model, {id(t): t for t in state}).eval()
+    except Exception as error:  # whatever a module keeps: a lock, a file, an activation with a gradient
+        raise ValueError(f"the model cannot be copied: {str(error).splitlines()[0]}") from error
 
 
 def _export(model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> torch.export.ExportedProgram:
