@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from engine.programs import Builder, one
 from gossamer.runtime import Program
+from instruction_sets import every_lesser_one, pass_the_tests
 
 
 def run(file: bytes, *inputs: torch.Tensor, threads: int = 1) -> torch.Tensor:
@@ -440,3 +441,9 @@ def test_concatenations(axis: int) -> None:
         run(one("concat", [tuple(p.shape[1:]) for p in parts], out, gap=1, out_gap=1, axis=axis), *parts, threads=2),
         torch.cat(parts, axis + 1),
     )
+
+
+@every_lesser_one
+def test_lesser_instruction_sets(isa: str) -> None:
+    names = "dense_convolution and border1 or activations or adaptive or norms or softmax or linear or products or slices_join"
+    pass_the_tests(isa, __file__, names)
