@@ -6,6 +6,10 @@
 #include <cstring>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace gossamer::net {
 namespace {
 
@@ -373,6 +377,17 @@ class Packer {
 
 }  // namespace
 
+void* aligned_memory(size_t bytes) {
+    constexpr size_t huge = 2 << 20;
+    const size_t unit = bytes < huge ? 64 : huge;
+    void* block = std::aligned_alloc(unit, (bytes + unit) / unit * unit);
+    if (!block) throw std::bad_alloc();
+#if defined(__linux__)
+    if (bytes >= huge) madvise(block, bytes, MADV_HUGEPAGE);
+#endif
+    return block;
+}
+
 void Store::Free::operator()(void* block) const { std::free(block); }
 
 void Store::reserve(int64_t count, size_t size) {
@@ -384,8 +399,7 @@ void Store::reserve(int64_t count, size_t size) {
 
 void* Store::bytes(int64_t count, size_t size) {
     reserve(count, size);
-    void* block = std::aligned_alloc(64, (size_t)round_up(count * (int64_t)size + 1, 64));
-    if (!block) throw std::bad_alloc();
+    void* block = aligned_memory((size_t)(count * (int64_t)size));
     blocks_.emplace_back(block);
     return block;
 }

@@ -7,6 +7,9 @@
 
 namespace gossamer::net {
 
+// Memory for std::free, aligned to 64 bytes; in large pages where it is much, since planes are read in jumps from page to page.
+void* aligned_memory(size_t bytes);
+
 // Memory that lives as long as the net, aligned to 64 bytes, counted against the caller's limit before it is taken.
 class Store {
   public:

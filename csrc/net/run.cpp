@@ -212,8 +212,7 @@ int gossamer_net_state_new(const gossamer_net* net, int threads, gossamer_net_st
         made->packed = &packed;
         made->threads = threads;
         const size_t floats = (size_t)(arena + shared + threads * packed.own);
-        made->memory = static_cast<float*>(std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64));
-        if (!made->memory) throw std::bad_alloc();
+        made->memory = static_cast<float*>(aligned_memory(floats * sizeof(float)));
         std::memset(made->memory, 0, floats * sizeof(float));  // nothing of another's memory is ever read
         made->arena = made->memory + kSlackFloats;
         made->shared = made->memory + arena;
