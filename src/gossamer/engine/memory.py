@@ -154,6 +154,8 @@ def frames(graph: Graph, parts: dict[Value, Part]) -> dict[Value, Frame]:
             before[source] = max(before[source][0], top), max(before[source][1], left)
             if output.shape[1:] != (1, 1):
                 _join(same, source, output)
+        elif o.kind == "conv" and output.shape[1:] != (1, 1):
+            gap[output] = max(gap[output], _phase_gap(o))
         if o.kind in ("conv", "affine", "binary"):
             for value in read[1:] if o.kind == "conv" else read:
                 if value.shape[1:] == output.shape[1:] != (1, 1):
@@ -163,6 +165,13 @@ def frames(graph: Graph, parts: dict[Value, Part]) -> dict[Value, Frame]:
         group = _root(same, value)
         pitch[group] = max(pitch.get(group, 0), value.shape.w + gap[value])
     return {v: _frame(v.shape, pitch[_root(same, v)], below[v], before[v]) for v in roots}
+
+
+def _phase_gap(conv: Operation) -> int:
+    """The columns that a strided convolution, whose source is split into phases, reads past each row of a phase."""
+    stride, left = conv.attributes["stride"][1], conv.attributes["padding"][1]
+    reach = (conv.attributes["kernel"][1] - 1) * conv.attributes["dilation"][1]
+    return (reach - left) // stride - -left // stride
 
 
 def _along_planes(o: Operation) -> bool:
