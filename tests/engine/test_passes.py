@@ -29,6 +29,7 @@ def _kinds(model: nn.Module, shape: tuple[int, ...] = IMAGE) -> list[str]:
         ("norm, linear", ["linear"]),
         ("average, points", ["conv", "pool"]),
         ("padded conv", ["conv"]),
+        ("conv of everything", ["linear"]),
         ("residual", ["conv", "conv"]),
         ("gate", ["reduce", "linear", "binary"]),
         ("channels last", ["norm", "conv", "conv"]),

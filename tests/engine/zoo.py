@@ -147,6 +147,7 @@ LAYERS: dict[str, nn.Module] = {
     ),
     "norm after transposed": nn.Sequential(nn.ConvTranspose2d(6, 4, 2, stride=2), _moved(nn.BatchNorm2d(4)), nn.ReLU()),
     "average, points": nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(6, 3, 1), nn.ReLU()),
+    "conv of everything": nn.Sequential(nn.Conv2d(6, 8, (9, 8)), _moved(nn.BatchNorm2d(8)), nn.ReLU(), nn.Flatten()),
     "padded conv": nn.Sequential(nn.ZeroPad2d((0, 1, 2, 1)), nn.Conv2d(6, 8, 3, stride=2)),
     "linear on rows": nn.Sequential(nn.Linear(8, 5), nn.GELU(), nn.Linear(5, 3)),
     "residual": Of(lambda x, f, g: (x + f(x).relu() + g(x)).relu(), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)),

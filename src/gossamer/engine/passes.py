@@ -255,6 +255,24 @@ def zeros_around(select: Operation) -> list[int] | None:
     return [*before, *after]
 
 
+def whole_windows(graph: Graph) -> Graph:
+    """A dense convolution whose one window is its whole source is a linear layer."""
+    return graph.rewritten(_as_linear(o) if _sees_all(o) else o for o in graph.operations)
+
+
+def _sees_all(o: Operation) -> bool:
+    if o.kind != "conv" or "indices" in o.tensors or o.attributes["groups"] != 1 or any(o.attributes["padding"]):
+        return False
+    return o.output.shape[1:] == (1, 1) and tuple(o.attributes["kernel"]) == o.inputs[0].shape[1:] != (1, 1)
+
+
+def _as_linear(conv: Operation) -> Operation:
+    weight = conv.tensors["weight"]
+    kept = {k: v for k, v in conv.attributes.items() if k == "residual"}
+    tensors = {**conv.tensors, "weight": weight.reshape(len(weight), -1)}
+    return Operation("linear", conv.inputs, conv.output, kept, tensors, conv.activation, conv.layer)
+
+
 # -- order -------------------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +316,7 @@ PASSES: tuple[Pass, ...] = (
     into_maker("conv", spread),
     into_maker("linear", spread),
     pad_in_reader,
+    whole_windows,
     points_before_average,
     into_maker("affine", absorb),
     drop_dead,
