@@ -4,6 +4,7 @@
 
 #include "base/parallel.h"
 #include "kernels.h"
+#include "net/step.h"
 
 namespace gossamer {
 namespace {
@@ -13,6 +14,7 @@ struct Isa {
     const Kernels* kernels;
     const PoolKernels* pool;
     const NormKernels* norm;
+    const NetKernels* net;
 };
 
 struct Choice {
@@ -27,7 +29,7 @@ struct Choice {
         if (*list) strcat(list, " ");                                                       \
         strcat(list, #isa);                                                                 \
         if (any || strcmp(wanted, #isa) == 0)                                               \
-            chosen = {#isa, &kernels_##isa, &pool_##isa, &norm_##isa};                      \
+            chosen = {#isa, &kernels_##isa, &pool_##isa, &norm_##isa, &net_##isa};           \
     }
 #include "isa.inc"
 #undef GOSSAMER_ISA
@@ -130,6 +132,9 @@ const char* name_of(unsigned kernels) {
 }
 
 }  // namespace
+
+const NetKernels* net_kernels() { return choice().chosen.net; }
+
 }  // namespace gossamer
 
 using namespace gossamer;

@@ -28,8 +28,8 @@ def test_the_core_needs_only_three_packages() -> None:
 
 
 PUBLIC = """
-    AvgPool2d BatchNorm2d ChannelGraph Connectivity Cost DenseGradients Doubling Growth MaxPool2d Ramp SparseConv2d count
-    dead_channels densify load models repair rewire save sparsify symmetry thin
+    AvgPool2d BatchNorm2d ChannelGraph Connectivity Cost DenseGradients Doubling Growth MaxPool2d Program Ramp SparseConv2d
+    compile count dead_channels densify load models repair rewire save sparsify symmetry thin
 """.split()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gossamer import models, symmetry
     from gossamer.connectivity import Connectivity
+    from gossamer.engine import Program, compile
     from gossamer.graph import ChannelGraph, Cost, count, dead_channels
     from gossamer.layers import AvgPool2d, BatchNorm2d, MaxPool2d, SparseConv2d
     from gossamer.storage import load, save
@@ -32,8 +33,10 @@ _HOME = {
     "Doubling": "surgery",
     "Growth": "surgery",
     "MaxPool2d": "layers",
+    "Program": "engine",
     "Ramp": "surgery",
     "SparseConv2d": "layers",
+    "compile": "engine",
     "count": "graph",
     "dead_channels": "graph",
     "densify": "surgery",
@@ -56,8 +59,10 @@ __all__ = [
     "Doubling",
     "Growth",
     "MaxPool2d",
+    "Program",
     "Ramp",
     "SparseConv2d",
+    "compile",
     "count",
     "dead_channels",
     "densify",

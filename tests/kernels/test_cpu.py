@@ -480,7 +480,7 @@ def test_shared_inputs_from_layout_to_layout(tmp_path: Path) -> None:
     "source",
     [
         *(f"conv/{name}" for name in ("conv", "shared", "shared_forward", "shared_input_grad", "shared_weight_grad")),
-        *("pool/pool", "norm/norm"),
+        *("pool/pool", "norm/norm", "net/step"),
     ],
 )
 def test_there_are_no_weak_symbols_in_the_builds_for_instruction_sets(source: str, tmp_path: Path) -> None:
