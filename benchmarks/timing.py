@@ -9,7 +9,7 @@ import torch
 
 from gossamer.kernels import cpu
 from gossamer.timing import Call, take_turns
-from gossamer.training.folder import machine
+from gossamer.training.run_folder import machine
 
 
 def fastest(calls: Sequence[Call], seconds: float, in_a_row: int = 1) -> list[float]:

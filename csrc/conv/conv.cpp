@@ -9,7 +9,7 @@
 //  - forward and input gradient are both a Gather: destination plane o = sum over its connections and taps of a weight
 //    times a shifted source plane. The input gradient gathers with transposed connections, in stride phases.
 //  - source planes are first copied into a zero-padded Layout in which every tap is one constant offset.
-//  - five shapes (gather.h, points.h): rows (vectors along the width), flat (rows run on, for widths that fill vectors
+//  - five arrangements of lanes (gather.h, points.h): rows (vectors along the width), flat (rows run on, for widths that fill vectors
 //    badly), stretches (stretches of the map in the lanes, for one-dimensional kernels there), batch (images in the lanes, for
 //    small maps), points (one tap).
 #include "conv/gather.h"
@@ -28,7 +28,7 @@ struct Run {
 };
 
 void lay_out(const GatherPlan& p, Arena* arena, Run* run) {
-    if (p.how.shape == kPoints)
+    if (p.how.arrangement == kPoints)
         run->points = lay_out_points(p, arena);
     else
         run->gather = lay_out_gather(p, arena);
@@ -36,7 +36,7 @@ void lay_out(const GatherPlan& p, Arena* arena, Run* run) {
 
 void run_gather(const GatherPlan& p, Run* run, unsigned* ran) {
     *ran |= kernel_of(p);
-    if (p.how.shape == kPoints)
+    if (p.how.arrangement == kPoints)
         run_points(&run->points);
     else
         gather(p, &run->gather);
@@ -108,9 +108,9 @@ bool plan_together(const gossamer_conv& c, const float* grad_input, int threads,
     p->phases = (int)phases;
     p->threads = threads;
     p->how = make_plan(p->g[0], reach, threads, false);
-    if (p->how.shape != kRows && p->how.shape != kFlat) return false;
+    if (p->how.arrangement != kRows && p->how.arrangement != kFlat) return false;
     for (int i = 0; i < phases; i++)
-        if (p->how.shape == kRows && joinable(p->g[i])) take_in_columns(&p->g[i]);
+        if (p->how.arrangement == kRows && joinable(p->g[i])) take_in_columns(&p->g[i]);
     return true;
 }
 

@@ -46,7 +46,7 @@ void gather_plane(const GatherRun& run, int phase, const float* planes, i64 o, i
     t.to_pitch = to_pitch;
     t.bias = g.bias ? g.bias[o] : 0.0f;
     t.floor = g.relu ? 0.0f : -__builtin_inff();
-    t.stream = p.stream && p.shape == kRows;
+    t.stream = p.stream && p.arrangement == kRows;
     if (p.by_position) {
         for (i64 at = 0; at < rows * g.cols; at++) {
             t.columns = (int)run.taps[at];
@@ -58,8 +58,8 @@ void gather_plane(const GatherRun& run, int phase, const float* planes, i64 o, i
         }
         return;
     }
-    const bool run_on = p.shape == kFlat;  // rows of positions follow each other as one
-    const i64 length = run_on ? (rows - 1) * l.pitch + g.cols : p.shape == kStretches ? kLanes : g.cols * l.inner;
+    const bool run_on = p.arrangement == kFlat;  // rows of positions follow each other as one
+    const i64 length = run_on ? (rows - 1) * l.pitch + g.cols : p.arrangement == kStretches ? kLanes : g.cols * l.inner;
     const i64 vectors = divide_up(length, kLanes), across = divide_up(vectors, most_vectors(g.column, g.step_y));
     const i64 wide = divide_up(vectors, across);
     const i64 down = run_on ? 1 : divide_up(rows, most_rows(wide)), high = run_on ? 1 : divide_up(rows, down);
@@ -93,7 +93,7 @@ void gather_outputs(const GatherRun& run, const float* planes, float* temporary,
     const Plan& p = *run.plan;
     const i64 n0 = task / p.bands * p.group, y0 = task % p.bands * p.band, rows = least(p.band, g.rows - y0);
     const i64 area = g.dst_h * g.dst_w;
-    if (p.shape == kBatch) {
+    if (p.arrangement == kBatch) {
         const i64 plane = rows * g.cols * p.group;
         for (i64 o = o0; o < o1; o += p.block) {
             const i64 count = least(p.block, o1 - o);
@@ -104,12 +104,12 @@ void gather_outputs(const GatherRun& run, const float* planes, float* temporary,
     }
     for (i64 o = o0; o < o1; o++) {
         float* plane = g.dst + (n0 * g.outputs + o) * area;
-        if (p.shape == kStretches) {
+        if (p.arrangement == kStretches) {
             gather_plane(run, 0, planes, o, p.stretches.length, temporary, kLanes);
             place_stretches(run.to, temporary, area, plane);
             continue;
         }
-        const i64 pitch = p.shape == kRows ? round_up(g.cols, kLanes) : p.layout.pitch;
+        const i64 pitch = p.arrangement == kRows ? round_up(g.cols, kLanes) : p.layout.pitch;
         if (run.phases > 1) {
             for (int i = 0; i < run.phases; i++) {
                 const i64 rows_there = least(p.band, run.g[i].rows - y0);
@@ -118,7 +118,7 @@ void gather_outputs(const GatherRun& run, const float* planes, float* temporary,
             place_phases(run, temporary, pitch, y0, plane);
             continue;
         }
-        if (p.shape == kRows ? g.dst_step_x == 1 : p.whole) {
+        if (p.arrangement == kRows ? g.dst_step_x == 1 : p.whole) {
             gather_plane(run, 0, planes, o, rows, plane + (y0 * g.dst_step_y + g.dst_y) * g.dst_w + g.dst_x, g.dst_step_y * g.dst_w);
         } else {
             gather_plane(run, 0, planes, o, rows, temporary, pitch);
@@ -132,12 +132,12 @@ void gather_copy(const GatherRun& run, float* planes, i64 task, i64 c0, i64 c1) 
     const Plan& p = *run.plan;
     const i64 n0 = task / p.bands * p.group, y0 = task % p.bands * p.band;
     const float* src = g.src + n0 * g.channels * g.height * g.width;
-    if (p.shape == kBatch) {
+    if (p.arrangement == kBatch) {
         copy_batch(p.layout, p.by_position ? 1 : g.step_y, p.by_position ? 1 : g.step_x, src, least(p.group, g.batch - n0), g.channels, g.height, g.width, y0, c0, c1, planes);
         return;
     }
     for (i64 c = c0; c < c1; c++)
-        if (p.shape == kStretches)
+        if (p.arrangement == kStretches)
             copy_stretches(p.stretches, run.from, src + c * g.height * g.width, planes + c * p.layout.plane);
         else
             copy_plane(p.layout, g.step_y, g.step_x, src + c * g.height * g.width, g.height, g.width, y0, planes + c * p.layout.plane);
@@ -222,7 +222,7 @@ GatherRun lay_out_gather(const GatherPlan& plan, Arena* arena) {
     run.counters = arena->take<i64>(run.tasks);
     for (int i = 0; i < plan.phases; i++) run.column[i] = arena->take<Column>((p.by_position ? g.rows * g.cols : 1) * plan.g[i].columns);
     if (p.by_position) run.taps = arena->take<i64>(g.rows * g.cols);
-    if (p.shape == kStretches) {
+    if (p.arrangement == kStretches) {
         run.from = arena->take<int32_t>(p.layout.plane);
         run.to = arena->take<int32_t>(g.rows * g.cols);
     }
@@ -236,7 +236,7 @@ void gather(const GatherPlan& plan, GatherRun* run) {
         list_taps(*plan.g, p.layout, run->column[0], run->taps);
     else
         for (int i = 0; i < plan.phases; i++) list_columns(plan.g[i], p.layout, run->column[i]);
-    if (p.shape == kStretches) list_places(*plan.g, p.stretches, run->from, run->to);
+    if (p.arrangement == kStretches) list_places(*plan.g, p.stretches, run->from, run->to);
     parallel(plan.threads, gather_thread, run);
 }
 

@@ -1,4 +1,4 @@
-// How a gather is done: which shape, in what layout, and in which pieces.
+// How a gather is done: which arrangement of lanes, in what layout, and in which pieces.
 #pragma once
 
 #include "conv/layout.h"
@@ -9,17 +9,17 @@
 namespace gossamer {
 namespace {
 
-enum Shape { kRows, kFlat, kBatch, kStretches, kPoints };
+enum Arrangement { kRows, kFlat, kBatch, kStretches, kPoints };
 
 struct Plan {
-    Shape shape;
+    Arrangement arrangement;
     Layout layout;
     i64 band, bands;     // rows of positions in a band
     i64 group, groups;   // images in a task
     bool whole;          // rows follow each other without a gap, in source and destination
-    i64 block;           // destination planes computed before they are stored (batch shape)
+    i64 block;           // destination planes computed before they are stored (images in lanes)
     bool stream;         // destination planes are stored past the caches
-    bool by_position;    // batch shape: each position has its own list of taps, those that fall inside the image
+    bool by_position;    // images in lanes: each position has its own list of taps, those that fall inside the image
     Stretches stretches;
 };
 
@@ -63,9 +63,9 @@ bool fits_streaming(const Gather& g, i64 run) {
 // Whether destination planes are stored past the caches: rows as they are computed, or runs of planes of a whole batch.
 bool streams(const Gather& g, const Plan& p) {
     const i64 area = g.dst_h * g.dst_w;
-    if (p.shape == kRows) return g.dst_step_x == 1 && fits_streaming(g, g.dst_w);
+    if (p.arrangement == kRows) return g.dst_step_x == 1 && fits_streaming(g, g.dst_w);
     const bool whole = p.bands == 1 && g.dst_step_y == 1 && g.dst_step_x == 1 && g.outputs * area % kLanes == 0;
-    return p.shape == kBatch && whole && fits_streaming(g, p.block * area);
+    return p.arrangement == kBatch && whole && fits_streaming(g, p.block * area);
 }
 
 constexpr i64 kLeastStretch = 8;  // vectors: fewer sums than that do not hide the latency of a multiply-add
@@ -77,9 +77,9 @@ Plan make_plan(const Gather& g, const Reach& r, int threads, bool weights) {
     p.by_position = false;
     const i64 lanes = round_up(g.cols, kLanes), taps = r.taps;
     const bool narrow = g.cols * 16 < lanes * 13;
-    p.shape = taps == 1 ? kPoints : g.cols * 8 >= lanes * 5 ? kRows : kFlat;
+    p.arrangement = taps == 1 ? kPoints : g.cols * 8 >= lanes * 5 ? kRows : kFlat;
     if (taps > 1 && g.batch * 2 >= kLanes && g.cols <= 8 && narrow) {
-        p.shape = kBatch;
+        p.arrangement = kBatch;
         const i64 positions = g.rows * g.cols, wanted = divide_up(g.batch, kLanes * divide_up(8, positions));
         p.group = weights ? kLanes : round_up(divide_up(g.batch, most(wanted, least(threads, divide_up(g.batch, 4 * kLanes)))), kLanes);
         if (!weights && positions <= 64 && positions * taps <= 16384) {
@@ -92,10 +92,10 @@ Plan make_plan(const Gather& g, const Reach& r, int threads, bool weights) {
         p.block = least(g.outputs, most(1, divide_up(kLanes * 2, positions)));
     }
     p.band = g.rows;
-    if (!weights && (p.shape == kFlat || (p.shape == kRows && !joinable(g))) && find_stretches(g, &p.stretches)) {
+    if (!weights && (p.arrangement == kFlat || (p.arrangement == kRows && !joinable(g))) && find_stretches(g, &p.stretches)) {
         const Layout layout = stretch_layout(g, p.stretches);
         if (p.stretches.length >= kLeastStretch && layout.plane * g.channels <= kCacheFloats) {
-            p.shape = kStretches;
+            p.arrangement = kStretches;
             p.layout = layout;
             p.band = p.stretches.length;
             p.bands = 1;
@@ -104,14 +104,14 @@ Plan make_plan(const Gather& g, const Reach& r, int threads, bool weights) {
             return p;
         }
     }
-    const Fit fit = p.shape == kRows ? kVectorRows : p.shape == kBatch ? kUnshared : kTight;
-    const i64 least_rows = p.shape == kBatch ? 2 : kMaxRows, budget = p.shape == kBatch ? kCacheFloats * 7 / 4 : kCacheFloats;
+    const Fit fit = p.arrangement == kRows ? kVectorRows : p.arrangement == kBatch ? kUnshared : kTight;
+    const i64 least_rows = p.arrangement == kBatch ? 2 : kMaxRows, budget = p.arrangement == kBatch ? kCacheFloats * 7 / 4 : kCacheFloats;
     if (p.by_position) {  // the source as it is: no padding, no phases
         p.layout = make_layout(g.height, g.width, 1, 1, 0, 0, 0, 0, g.width, p.group, kUnshared);
     } else {
         for (;;) {
             p.layout = make_layout(p.band, g.cols, g.step_y, g.step_x, r.row_lo, r.row_hi, r.col_lo, r.col_hi, g.width, p.group, fit);
-            if (p.band <= least_rows || p.layout.plane * g.channels <= budget || (weights && p.shape == kBatch)) break;
+            if (p.band <= least_rows || p.layout.plane * g.channels <= budget || (weights && p.arrangement == kBatch)) break;
             const i64 parts = divide_up(g.rows, p.band) + 1;
             p.band = most(least_rows, least(p.band - 1, divide_up(g.rows, parts)));
         }
@@ -141,8 +141,8 @@ void plan_gather(GatherPlan* p, int threads, bool weights, bool in_columns) {
     p->threads = threads;
     p->how = make_plan(g, reach_of(g), threads, weights);
     take_one_by_one(&g);
-    if (p->how.shape == kRows && in_columns) take_in_columns(&g);
-    if (p->how.shape == kStretches) take_at_once(&g);
+    if (p->how.arrangement == kRows && in_columns) take_in_columns(&g);
+    if (p->how.arrangement == kStretches) take_at_once(&g);
 }
 
 // As bits of enum Kernel.
@@ -150,7 +150,7 @@ unsigned kernel_of(const GatherPlan& p) {
     unsigned columns = 0;
     for (int i = 0; i < p.phases; i++) columns |= p.g[i].column > 1;
     const unsigned together = p.phases > 1 ? kTogether : 0u;
-    switch (p.how.shape) {
+    switch (p.how.arrangement) {
         case kRows: return together | (columns ? kKernelColumns : kKernelRows);
         case kFlat: return together | kKernelFlat;
         case kBatch: return p.how.by_position ? kKernelByPosition : kKernelBatch;

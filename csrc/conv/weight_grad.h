@@ -20,11 +20,11 @@ struct WeightGrad {
     const float *grad_output, *input;
     float* grad_weight;
     Layout in, out;       // one pitch; `out` has zeros where `in` has columns that are no position
-    Shape shape;
+    Arrangement arrangement;
     i64 oh, ow, kernel, kernel_w;
     i64 band, bands, images, blocks;  // a block is `images` images (or image groups), one band
     i64 at_once;                      // of a block's images, those whose products are added up in registers
-    i64 group;                        // images in one plane (batch shape)
+    i64 group;                        // images in one plane (images in lanes)
     i64 near;                         // ends of a list whose planes stay in the cache
     int column, columns;
     i64* offset;                      // [columns]
@@ -49,7 +49,7 @@ void weight_grad_copy(const WeightGrad& w, i64 block, i64 item) {
     const i64 channels = is_in ? c.in_channels : c.out_channels, height = is_in ? c.in_h : w.oh, width = is_in ? c.in_w : w.ow;
     const i64 step_y = is_in ? c.stride_h : 1, step_x = is_in ? c.stride_w : 1;
     const float* src = (is_in ? w.input : w.grad_output) + n * channels * height * width;
-    if (w.shape == kBatch)
+    if (w.arrangement == kBatch)
         copy_batch(l, step_y, step_x, src, least(w.group, c.batch - n), channels, height, width, y0, ch, ch + 1, to);
     else
         copy_plane(l, step_y, step_x, src + ch * height * width, height, width, y0, to + ch * l.plane);
@@ -99,7 +99,7 @@ Dot dots(const WeightGrad& w, i64 images, i64 rows) {
     d.x_image = w.c->in_channels * w.in.plane;
     d.g_image = w.c->out_channels * w.out.plane;
     d.images = images;
-    const bool run_on = w.shape == kFlat;  // rows follow each other, with zeros in the gaps of the output gradient
+    const bool run_on = w.arrangement == kFlat;  // rows follow each other, with zeros in the gaps of the output gradient
     d.rows = run_on ? 1 : rows;
     d.cols = run_on ? rows * w.out.pitch : w.ow * w.out.inner;
     d.pitch = w.in.pitch;
@@ -227,7 +227,7 @@ GatherPlan plan_weight_grad(const gossamer_conv& c) {
     p.connections = c.indptr[c.out_channels];
     plan_gather(&p, 1, true, false);
     const bool joined = c.stride_h == 1 && c.dil_h == 1 && (c.kernel_h == 3 || c.kernel_h == 5 || c.kernel_h == 7);
-    if (joined && p.how.shape != kFlat) take_in_columns(p.g);
+    if (joined && p.how.arrangement != kFlat) take_in_columns(p.g);
     return p;
 }
 
@@ -250,8 +250,8 @@ WeightGrad lay_out_weight_grad(const gossamer_conv& c, const GatherPlan& plan, i
         w.by_channel = true;
         w.lists = {transposed->begin, reinterpret_cast<const int32_t*>(transposed->listeners), sizeof(Listener) / sizeof(int32_t), c.in_channels, c.out_channels};
     }
-    w.shape = p.shape;
-    w.group = p.shape == kBatch ? p.group : 1;
+    w.arrangement = p.arrangement;
+    w.group = p.arrangement == kBatch ? p.group : 1;
     w.column = g.column;
     w.columns = g.columns;
     w.band = p.band;
@@ -261,14 +261,14 @@ WeightGrad lay_out_weight_grad(const gossamer_conv& c, const GatherPlan& plan, i
     w.out.row_min = w.out.col_min = 0;
     w.out.phases_x = w.out.phases_y = 1;
     w.out.rows = p.band;
-    if (p.shape == kBatch) {
+    if (p.arrangement == kBatch) {
         w.out.cols = w.ow;
         w.out.pitch = w.ow * w.out.inner;
     }
     w.out.phase = w.out.rows * w.out.pitch;
     w.out.plane = round_up(w.out.phase, kLanes);
     choose_images(divide_up(c.batch, w.group), threads, &w);
-    w.out_in_place = w.shape == kRows;
+    w.out_in_place = w.arrangement == kRows;
     if (w.out_in_place) {
         w.out.pitch = w.ow;
         w.out.plane = w.oh * w.ow;

@@ -19,7 +19,7 @@ from PIL import Image
 
 from gossamer import data
 from gossamer.data.arrays import ArraySplit, channel_statistics, resize
-from gossamer.data.folder import read_picture
+from gossamer.data.pictures import read_picture
 from gossamer.data.split import Share, epoch_order
 
 

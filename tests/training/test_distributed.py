@@ -17,8 +17,8 @@ from gossamer.data.split import Share
 from gossamer.training import build, checkpoint
 from gossamer.training.config import TrainConfig
 from gossamer.training.distributed import Team, join
-from gossamer.training.folder import RunFolder
-from gossamer.training.run import Run
+from gossamer.training.run import Training
+from gossamer.training.run_folder import RunFolder
 from gossamer.training.trainer import train
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -59,7 +59,7 @@ def test_two_processes_reach_the_weights_of_one_also_when_stopped(
 def test_a_batch_that_cannot_be_shared_is_an_error(tmp_path: Path, config: TrainConfig) -> None:
     team = Team(Share(0, 2), torch.device("cpu"))
     with pytest.raises(ValueError, match="a batch of 127 images cannot be shared equally by 2 processes"):
-        Run(replace(config, batch_size=127), build.load_data(config), team, RunFolder(tmp_path / "run"))
+        Training(replace(config, batch_size=127), build.load_data(config), team, RunFolder(tmp_path / "run"))
 
 
 def test_one_process_alone_is_a_team() -> None:

@@ -23,7 +23,7 @@ from gossamer.training import checkpoint
 from gossamer.training.config import TrainConfig
 from gossamer.training.inference import evaluate
 from gossamer.training.interrupt import Interrupted
-from gossamer.training.run import Run
+from gossamer.training.run import Training
 from gossamer.training.trainer import train
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -154,7 +154,7 @@ def test_resumed_equals_uninterrupted_across_a_growth(tmp_path: Path, config: Tr
     assert [entry["density"] for entry in whole.history] == [pytest.approx(0.2, abs=0.05), pytest.approx(0.8, abs=0.05)]
     for cut in (4, 5, 6):
 
-        def stop(run: Run, cut: int = cut) -> bool:
+        def stop(run: Training, cut: int = cut) -> bool:
             if run.step == cut:
                 signal.raise_signal(signal.SIGTERM)
             return False
@@ -170,7 +170,7 @@ def test_resumed_equals_uninterrupted_across_a_growth(tmp_path: Path, config: Tr
 def test_a_run_that_reaches_full_density_is_laid_out_as_a_dense_one(tmp_path: Path, config: TrainConfig) -> None:
     layouts = []
 
-    def note(run: Run) -> bool:
+    def note(run: Training) -> bool:
         layouts.append(run.layout)
         return False
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from gossamer import data
 from gossamer.training.config import TrainConfig
-from gossamer.training.folder import Result
 from gossamer.training.inference import evaluate, predict
+from gossamer.training.run_folder import Result
 from gossamer.training.trainer import train
 
 

@@ -16,7 +16,7 @@ from networks import same_model
 from gossamer.training import checkpoint
 from gossamer.training.config import TrainConfig
 from gossamer.training.interrupt import Interrupted
-from gossamer.training.run import Run
+from gossamer.training.run import Training
 from gossamer.training.trainer import train
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -55,7 +55,7 @@ def test_killed_twice_then_resumed_is_bit_equal(tmp_path: Path, long: TrainConfi
 def test_signal_ends_after_the_step_with_a_checkpoint(tmp_path: Path, long: TrainConfig) -> None:
     """Ctrl-C in the middle of an epoch: the step it came in is the last one, and it is saved."""
 
-    def press(run: Run) -> bool:
+    def press(run: Training) -> bool:
         if run.step == 18:
             signal.raise_signal(signal.SIGINT)
         return False
@@ -83,7 +83,7 @@ def test_signal_in_another_process(tmp_path: Path, long: TrainConfig, start: Sta
 def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path, long: TrainConfig) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def fill(run: Run) -> bool:
+    def fill(run: Training) -> bool:
         if run.step == 6:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # as if the disk had no room for more
         return False
@@ -97,7 +97,7 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path: Path, long: TrainConfig)
 
 
 def test_damaged_checkpoint_is_one_sentence(tmp_path: Path, config: TrainConfig) -> None:
-    def stop(run: Run) -> bool:
+    def stop(run: Training) -> bool:
         signal.raise_signal(signal.SIGTERM)
         return False
 

@@ -19,10 +19,10 @@ import torch
 from gossamer.data import Description
 from gossamer.training import checkpoint
 from gossamer.training.config import TrainConfig
-from gossamer.training.folder import RunFolder
 from gossamer.training.inference import evaluate, load_trained, predict
 from gossamer.training.interrupt import Interrupted
-from gossamer.training.run import Run
+from gossamer.training.run import Training
+from gossamer.training.run_folder import RunFolder
 from gossamer.training.trainer import train
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -56,7 +56,7 @@ def test_code_that_a_folder_names_runs_only_when_it_is_trusted(
 def stopped(config: TrainConfig, out: Path) -> Path:
     """The checkpoint of a run that was stopped in its first epoch."""
 
-    def stop(run: Run) -> bool:
+    def stop(run: Training) -> bool:
         if run.step == 3:
             signal.raise_signal(signal.SIGTERM)
         return False

@@ -17,7 +17,7 @@ from PIL import Image
 import gossamer as gs
 from gossamer.training import build, checkpoint
 from gossamer.training.config import TrainConfig
-from gossamer.training.run import DivergenceError, Run
+from gossamer.training.run import DivergenceError, Training
 from gossamer.training.trainer import train
 
 
@@ -86,7 +86,7 @@ def test_a_folder_with_a_run_is_never_overwritten(tmp_path: Path, config: TrainC
 def poison(step: int) -> Any:
     """A callback that breaks a weight after `step`."""
 
-    def after_step(run: Run) -> bool:
+    def after_step(run: Training) -> bool:
         if run.step == step:
             next(run.model.parameters()).data.view(-1)[0] = float("nan")
         return False
@@ -114,7 +114,7 @@ def test_callback_may_change_the_size_of_parameters(tmp_path: Path, config: Trai
     """The seam for growing networks: new connections, the optimizer's state carried over, then a resume."""
     config = replace(config, epochs=2, density=0.2)
 
-    def grow(run: Run) -> bool:
+    def grow(run: Training) -> bool:
         if run.step != 3:
             return False
         layer = run.model.get_submodule("3")
@@ -126,7 +126,7 @@ def test_callback_may_change_the_size_of_parameters(tmp_path: Path, config: Trai
         layer.weight.grad = None
         return True
 
-    def fail(run: Run) -> bool:
+    def fail(run: Training) -> bool:
         grow(run)
         if run.step == 14:
             raise RuntimeError("power cut")

@@ -26,9 +26,9 @@ from gossamer.report import job
 from gossamer.training import build, checkpoint
 from gossamer.training.config import TrainConfig
 from gossamer.training.distributed import Team
-from gossamer.training.folder import RunFolder
 from gossamer.training.inference import load_trained
 from gossamer.training.run import Run
+from gossamer.training.run_folder import RunFolder
 from gossamer.training.trainer import train
 
 Once = Callable[[], str]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from gossamer.data import arrays, folder, sources
+from gossamer.data import arrays, pictures, sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,10 +104,10 @@ def load(
         return _in_memory(path.stem, sources.npz, path, image_size, augment)
     if is_image_folder(name):
         size = image_size or 224
-        train, test, classes = folder.splits(path, size, augment, workers)
-        shorter = folder.shorter_side(size)
+        train, test, classes = pictures.splits(path, size, augment, workers)
+        shorter = pictures.shorter_side(size)
         shape = (3, size, size)
-        return DataSet(path.name, classes, shape, folder.MEAN, folder.STD, train, test, shorter_side=shorter)
+        return DataSet(path.name, classes, shape, pictures.MEAN, pictures.STD, train, test, shorter_side=shorter)
     known = ", ".join(sources.NAMES)
     raise FileNotFoundError(
         f"there is no data set or folder {name!r}; known are {known}, an .npz file or an image folder"

@@ -21,7 +21,7 @@ from gossamer.experiments.sweep import Run, Size
 
 if TYPE_CHECKING:
     from gossamer.data.split import Batch, Split
-    from gossamer.training.run import Run as TrainingRun
+    from gossamer.training.run import Training
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "zero": {"grow_by": "random", "grow_init": "zero"},
@@ -102,7 +102,7 @@ class Curve:
         self.path, self.points, self.images = path, points, images
         self.density = -1.0
 
-    def __call__(self, run: TrainingRun) -> bool:
+    def __call__(self, run: Training) -> bool:
         """The `after_step` of a training run; changes nothing."""
         from gossamer.training.evaluation import evaluate
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from gossamer.files import is_count, is_number, parse_json
 
 Row = dict[str, Any]
-Cost = Literal["params", "madds", "bytes", "ms_image", "ms_batch"]
+Axis = Literal["params", "madds", "bytes", "ms_image", "ms_batch"]
 
 METHODS = ("thin", "sparse", "hybrid")
 FILE = "results.jsonl"
@@ -198,7 +198,7 @@ class Point:
     peak_memory: float | None
     train_seconds: float | None
 
-    def cost(self, kind: Cost) -> float | None:
+    def cost(self, kind: Axis) -> float | None:
         value: float | None = getattr(self, kind)
         return value
 
@@ -247,7 +247,7 @@ def curves(points: Iterable[Point]) -> dict[str, list[Point]]:
     return {method: curve for method, curve in drawn.items() if curve}
 
 
-def pareto(points: Iterable[Point], kind: Cost) -> list[Point]:
+def pareto(points: Iterable[Point], kind: Axis) -> list[Point]:
     """The points that no other beats: each one that is cheaper is less accurate. By rising cost."""
     measured = [p for p in points if p.cost(kind) is not None]
     front: list[Point] = []

@@ -46,8 +46,8 @@ def measure_run(run: Run, folder: Path) -> Row:
     import torch
 
     from gossamer.experiments.measure import measure
-    from gossamer.training.folder import RunFolder
     from gossamer.training.inference import load_trained
+    from gossamer.training.run_folder import RunFolder
 
     if run.config.threads:
         torch.set_num_threads(run.config.threads)

@@ -24,7 +24,7 @@ from gossamer.graph.channels import ChannelGraph, LayerCall
 from gossamer.layers import SparseConv2d
 from gossamer.surgery import sparsify, thin
 from gossamer.surgery.thin import Plan
-from gossamer.training.folder import machine
+from gossamer.training.run_folder import machine
 
 FILE = "symmetry.jsonl"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gossamer import files
-from gossamer.experiments.results import Cost, Point, Row, curves, summarise
+from gossamer.experiments.results import Axis, Point, Row, curves, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 LABELS = {"thin": "dense, thinned channels", "sparse": "sparse connections", "hybrid": "thinned and sparse"}
 COLOURS = {"thin": "#1f77b4", "sparse": "#d62728", "hybrid": "#2ca02c"}
 MARKERS = {"thin": "o", "sparse": "s", "hybrid": "D"}
-AXES: dict[Cost, str] = {
+AXES: dict[Axis, str] = {
     "params": "params (convolutions)",
     "madds": "multiply-adds (convolutions)",
     "bytes": "bytes on disk",
     "ms_image": "milliseconds, one image",
     "ms_batch": "milliseconds, one batch",
 }
-SIZE: tuple[Cost, ...] = ("params", "madds")
-TIME: tuple[Cost, ...] = ("ms_image", "ms_batch")
+SIZE: tuple[Axis, ...] = ("params", "madds")
+TIME: tuple[Axis, ...] = ("ms_image", "ms_batch")
 
 
 def draw(rows: Sequence[Row], out: Path, *, title: str) -> list[Path]:
@@ -41,7 +41,7 @@ def draw(rows: Sequence[Row], out: Path, *, title: str) -> list[Path]:
     return paths
 
 
-def _draw(points: Sequence[Point], kinds: Sequence[Cost], stem: Path, title: str) -> list[Path]:
+def _draw(points: Sequence[Point], kinds: Sequence[Axis], stem: Path, title: str) -> list[Path]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * len(kinds), 3.4), layout="constrained")
@@ -77,7 +77,7 @@ def _texts(figure: Figure) -> Iterator[Text]:
             yield from legend.get_texts()
 
 
-def _plot(axes: Axes, points: Sequence[Point], kind: Cost) -> None:
+def _plot(axes: Axes, points: Sequence[Point], kind: Axis) -> None:
     for method, curve in curves(points).items():
         measured = [p for p in curve if p.cost(kind) is not None]
         axes.errorbar(

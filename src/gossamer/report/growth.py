@@ -23,7 +23,7 @@ AXES = {"step": "steps", "seconds": "seconds of training", "cpu_seconds": "CPU s
 
 
 @dataclass(frozen=True)
-class Growth:
+class Spurt:
     """One growth of one run: the accuracy before it, the lowest until the next, and the steps until it was back."""
 
     run: str
@@ -89,7 +89,7 @@ def is_growth(rows: Sequence[Row]) -> bool:
     return bool(_measured(rows))
 
 
-def growths(row: Row) -> list[Growth]:
+def growths(row: Row) -> list[Spurt]:
     """Every growth of a run, in order."""
     curve = row["curve"]
     at = [i for i in range(1, len(curve)) if curve[i]["density"] > curve[i - 1]["density"]]
@@ -98,7 +98,7 @@ def growths(row: Row) -> list[Growth]:
         before, stage = curve[i - 1], curve[i:end]
         back = next((p["step"] - curve[i]["step"] for p in stage if p["accuracy"] >= before["accuracy"]), None)
         found.append(
-            Growth(
+            Spurt(
                 row["run"],
                 curve[i]["step"],
                 before["density"],
@@ -314,7 +314,7 @@ def _page(rows: Sequence[Row], lines: Sequence[Line], title: str) -> str:
     )
 
 
-def _step_cells(growth: Growth) -> list[str]:
+def _step_cells(growth: Spurt) -> list[str]:
     return [
         growth.run,
         str(growth.step),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gossamer import files
 from gossamer.experiments import paper
-from gossamer.experiments.results import COLUMNS, Cost, Point, Row, curves, done, finished, pareto, summarise, title
+from gossamer.experiments.results import COLUMNS, Axis, Point, Row, curves, done, finished, pareto, summarise, title
 from gossamer.experiments.sweep import settings_of
 from gossamer.report import figures
 
@@ -112,7 +112,7 @@ def matched(points: Sequence[Point]) -> list[list[str]]:
 
 
 def _page(rows: Sequence[Row], points: Sequence[Point], beside: paper.Beside | None) -> str:
-    kinds: list[Cost] = ["params", "madds", "ms_image", "ms_batch"]
+    kinds: list[Axis] = ["params", "madds", "ms_image", "ms_batch"]
     kinds = [kind for kind in kinds if any(p.cost(kind) is not None for p in points)]
     front = pareto(points, "params")
     ended = done(rows)
@@ -159,7 +159,7 @@ def html(figure: Figure) -> str:
     return text
 
 
-def _cost_figure(points: Sequence[Point], kind: Cost) -> Figure:
+def _cost_figure(points: Sequence[Point], kind: Axis) -> Figure:
     from plotly import graph_objects as go
 
     figure = go.Figure()

@@ -13,14 +13,14 @@ from torch import nn
 
 from gossamer import models
 from gossamer.data import Description
-from gossamer.data.folder import UNREADABLE, read_picture
+from gossamer.data.pictures import UNREADABLE, read_picture
 from gossamer.storage import load as load_model
 from gossamer.training import build
 from gossamer.training.config import TrainConfig
 from gossamer.training.distributed import join
 from gossamer.training.evaluation import evaluate as _evaluate
 from gossamer.training.evaluation import logits
-from gossamer.training.folder import RunFolder
+from gossamer.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

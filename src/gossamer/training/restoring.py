@@ -12,13 +12,13 @@ from gossamer import files
 from gossamer.layers import SparseConv2d
 from gossamer.surgery.widen import Widening, narrow
 from gossamer.training.config import other_settings
-from gossamer.training.folder import are_records
+from gossamer.training.run_folder import are_records
 
 if TYPE_CHECKING:
-    from gossamer.training.run import Run
+    from gossamer.training.run import Training
 
 
-def check(run: Run, state: dict[str, Any]) -> None:
+def check(run: Training, state: dict[str, Any]) -> None:
     """Raise ValueError, naming the part, when `state` cannot be one that this run has been in."""
     parts = {"config", "step", "seconds", "cpu_seconds", "totals", "history", "model", "optimizer", "scaler"}
     if set(state) != parts or not isinstance(state["config"], dict):
@@ -45,7 +45,7 @@ def check(run: Run, state: dict[str, Any]) -> None:
     _check_model(run, state["model"], step)
 
 
-def _check_model(run: Run, stored: Any, step: int) -> None:
+def _check_model(run: Training, stored: Any, step: int) -> None:
     """Compare names, types and sizes; those of sparse layers are compared with their patterns when they are loaded."""
     model = run.model
     if isinstance(run.growth, Widening):

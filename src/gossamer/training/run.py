@@ -25,8 +25,8 @@ from gossamer.training import build, checkpoint, restoring
 from gossamer.training.config import TrainConfig, learning_rate
 from gossamer.training.distributed import Team
 from gossamer.training.evaluation import evaluate, logits
-from gossamer.training.folder import RunFolder
 from gossamer.training.interrupt import Interrupted
+from gossamer.training.run_folder import RunFolder
 
 
 class DivergenceError(FloatingPointError):
@@ -49,7 +49,7 @@ class Totals:
 
 
 @dataclass
-class Run:
+class Training:
     """A network in training. `step` counts optimizer steps done; `seconds` is the time they took (no evaluation).
 
     `cpu_seconds` is what this process computed in that time, which other programs on the machine do not lengthen.

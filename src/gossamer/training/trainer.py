@@ -19,12 +19,12 @@ from gossamer.storage import save as save_model
 from gossamer.training import build
 from gossamer.training.config import TrainConfig
 from gossamer.training.distributed import Team, join
-from gossamer.training.folder import Result, RunFolder, machine
 from gossamer.training.interrupt import StopRequest, stop_requests
 from gossamer.training.progress import Reporter
-from gossamer.training.run import Run
+from gossamer.training.run import Training
+from gossamer.training.run_folder import Result, RunFolder, machine
 
-AfterStep = Callable[[Run], bool]
+AfterStep = Callable[[Training], bool]
 """Called after every step; may change parameters in place, and says whether any of them changed its size."""
 
 
@@ -54,7 +54,7 @@ def train(
             return ended
         with team.leader_first():  # it may have to download
             dataset = build.load_data(config)
-        run = Run(config, dataset, team, folder)
+        run = Training(config, dataset, team, folder)
         if team.leads:
             folder.start(config, run.dataset.description)
         if resume and folder.checkpoint.exists():
@@ -66,7 +66,11 @@ def train(
 
 
 def _fit(
-    run: Run, stop: StopRequest, report: Reporter, log: Callable[[dict[str, Any]], None], after_step: AfterStep | None
+    run: Training,
+    stop: StopRequest,
+    report: Reporter,
+    log: Callable[[dict[str, Any]], None],
+    after_step: AfterStep | None,
 ) -> None:
     """To the last epoch, from wherever the run is: train on each batch; then evaluate, log, save."""
 
@@ -95,7 +99,7 @@ def _fit(
         report.say(f"skipped {len(run.skipped)} unreadable images: {names}{', ...' if len(run.skipped) > 3 else ''}")
 
 
-def _finish(run: Run) -> Result:
+def _finish(run: Training) -> Result:
     """The result. The leading process writes it and the model, and removes the checkpoint, which has done its work."""
     cost = count(run.model, run.dataset.image_shape)
     result = Result(
@@ -149,7 +153,7 @@ def _settings(config: TrainConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _curves(run: Run) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _curves(run: Training) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that adds an epoch's record to the run's TensorBoard curves."""
     if not run.team.leads:
         yield lambda record: None
