@@ -17,7 +17,21 @@ from gossamer.cli import main
 from gossamer.cli.networks import Info
 
 COMMANDS = (
-    *("demo", "train", "evaluate", "predict", "sweep", "grow", "report", "paper", "count", "symmetry", "bench", "info"),
+    *(
+        "demo",
+        "train",
+        "evaluate",
+        "predict",
+        "sweep",
+        "grow",
+        "report",
+        "paper",
+        "count",
+        "symmetry",
+        "bench",
+        "compile",
+    ),
+    "info",
 )
 
 

@@ -20,6 +20,7 @@ except ModuleNotFoundError:
 
 from gossamer.cli.experiments import Demo, Grow, Paper, Report, Sweep
 from gossamer.cli.networks import Bench, Count, Info, Symmetry
+from gossamer.cli.programs import Compile
 from gossamer.cli.training import Evaluate, Predict, Train
 
 Command = (
@@ -34,6 +35,7 @@ Command = (
     | Annotated[Count, tyro.conf.subcommand("count")]
     | Annotated[Symmetry, tyro.conf.subcommand("symmetry")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Compile, tyro.conf.subcommand("compile")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 DESCRIPTION = "Convolutional networks with sparse connections between channels: train, compare, count, measure."
