@@ -34,7 +34,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import Call, fastest, header, keep_memory, peak
+from timing import Call, agree, fastest, header, keep_memory, peak
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -206,6 +206,8 @@ def measure(
     for name, (dense, sparse) in calls(layer, patterns).items():
         if name not in passes:
             continue
+        for call in sparse:
+            agree(on("native", call), on("dense", call))
         best = fastest([*dense, *(on(path, call) for path in paths for call in sparse)], seconds)
         taken[name] = {"dense": [min(best[: len(dense)])]}
         taken[name]["densities"] = [len(indices) / (layer.inputs * layer.outputs) for _, indices in patterns]

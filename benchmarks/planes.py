@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from timing import fastest, header, keep_memory
+from timing import agree, fastest, header, keep_memory
 from torch import Tensor, nn
 
 import gossamer as gs
@@ -97,9 +97,9 @@ def is_convolved(layer: nn.Module) -> bool:
 
 
 def evaluation(layer: Layer, x: Tensor) -> Callable[[], object]:
-    def run() -> None:
+    def run() -> object:
         with torch.no_grad():
-            layer(x)
+            return layer(x)
 
     return run
 
@@ -130,6 +130,7 @@ def main() -> None:
         for measure in (evaluation, training) if pools else (evaluation if is_convolved(theirs) else training,):
             layers = [layer.train(measure is training) for layer in (theirs, ours)]
             calls = [measure(layer, x) for layer in (layers[0], channels_last(layers[0]), layers[1])]
+            agree(calls[2], calls[0])
             best = fastest(calls, options.seconds)
             print(
                 f"| {name}, {list(shape)} | {measure.__name__} | {' | '.join(f'{s * 1e3:.3g}' for s in best)} |",

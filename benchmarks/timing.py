@@ -17,6 +17,14 @@ def fastest(calls: Sequence[Call], seconds: float, in_a_row: int = 1) -> list[fl
     return [timing.best for timing in take_turns(calls, seconds, in_a_row=in_a_row)]
 
 
+def agree(ours: Call, theirs: Call) -> None:
+    """The gate before a figure: raises AssertionError unless both compute the same, up to float32's rounding."""
+    a, b = ours(), theirs()
+    assert isinstance(a, torch.Tensor)
+    assert isinstance(b, torch.Tensor)
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) if b.numel() else 0)
+
+
 def peak(seconds: float = 1.0) -> float:
     """Multiply-adds a second that this machine's best dense product reaches, a stand-in for the hardware's peak."""
     a = torch.randn(1024, 1024)

@@ -25,6 +25,13 @@ def rows(printed: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+def test_every_benchmark_is_in_the_registry() -> None:
+    listed = {line.split()[0] for line in run("run.py").splitlines()}
+    assert listed == {path.stem for path in BENCHMARKS.glob("*.py")} - {"run", "timing"}
+    assert "there is no benchmark 'x'" in run("run.py", "x", status=2)
+    assert "--seconds" in run("run.py", "layers", "--help")
+
+
 def test_layers(tmp_path: Path) -> None:
     kept = tmp_path / "layers.jsonl"
     arguments = ("--only", "ResNet-50 512 at 7", "--densities", "0.1,0.03", "--seconds", "0.01", "--json", str(kept))
