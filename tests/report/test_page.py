@@ -21,6 +21,12 @@ FLAGS += ["--disable-component-update", "--disable-sync"]
 
 
 @pytest.fixture(scope="module")
+def finished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: a line is added to it here."""
+    return shutil.copytree(finished, tmp_path_factory.mktemp("copy") / "sweep")
+
+
+@pytest.fixture(scope="module")
 def written(finished: Path) -> report.Report:
     results.append(
         finished / results.FILE,

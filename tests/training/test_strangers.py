@@ -107,7 +107,8 @@ def test_two_processes_that_write_one_checkpoint_tear_nothing(tmp_path: Path) ->
         assert (state["weights"] == state["number"]).all()
         seen.add(state["number"])
     assert [writer.exitcode for writer in writers] == [0, 0]
-    assert seen > {0}
+    assert checkpoint.load(path)["number"] in {1, 2}
+    assert seen <= {0, 1, 2}
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
