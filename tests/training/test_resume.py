@@ -27,8 +27,9 @@ def long(config: TrainConfig) -> TrainConfig:
     return replace(config, epochs=12, density=0.4, checkpoint_steps=4)
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    while not path.exists():
+def wait_for(path: Path, process: subprocess.Popen[str], old: int = 0) -> None:
+    """Until the file is there, and newer than `old` (its time in nanoseconds)."""
+    while not path.exists() or path.stat().st_mtime_ns <= old:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
 
@@ -36,16 +37,16 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def test_killed_twice_then_resumed_is_bit_equal(tmp_path: Path, long: TrainConfig, start: Start) -> None:
     """kill -9 at moments nobody chose, the second time in a run that was itself resumed."""
     whole = train(long, tmp_path / "whole", progress=False)
+    path, old = tmp_path / "cut" / "checkpoint.pt", 0
     for delay, resume in ((0.1, False), (0.25, True)):
         process = start(long, tmp_path / "cut", resume=resume)
-        if resume:
-            time.sleep(3)
-        wait_for(tmp_path / "cut" / "checkpoint.pt", process)
+        wait_for(path, process, old)
         time.sleep(delay)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         process.communicate()
-    assert 0 < checkpoint.load(tmp_path / "cut" / "checkpoint.pt")["step"] < 12 * 11
+        old = path.stat().st_mtime_ns
+    assert 0 < checkpoint.load(path)["step"] < 12 * 11
     resumed = train(long, tmp_path / "cut", progress=False, resume=True)
     for name in ("loss", "train_accuracy", "test_loss", "test_accuracy", "lr"):
         assert [e[name] for e in resumed.history] == [e[name] for e in whole.history]

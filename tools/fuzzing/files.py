@@ -19,15 +19,14 @@ from torch import nn
 import gossamer as gs
 from fuzzing import mutate
 from gossamer import storage
-from gossamer.data import folder as pictures
-from gossamer.data import sources
+from gossamer.data import pictures, sources
 from gossamer.experiments import grow, results, sweep
 from gossamer.report import job
 from gossamer.training import build, checkpoint
 from gossamer.training.config import TrainConfig
 from gossamer.training.distributed import Team
 from gossamer.training.inference import load_trained
-from gossamer.training.run import Run
+from gossamer.training.run import Training
 from gossamer.training.run_folder import RunFolder
 from gossamer.training.trainer import train
 
@@ -132,7 +131,9 @@ CONFIG = TrainConfig(model="mnist", density=0.3, width=0.25, epochs=2, batch_siz
 
 def saved_state(rng: random.Random, folder: Path) -> Once:
     """Checkpoints: bytes, and states that never were, under their right digest."""
-    run = Run(CONFIG, build.load_data(CONFIG), Team(build.data.split.WHOLE, torch.device("cpu")), RunFolder(folder))
+    run = Training(
+        CONFIG, build.load_data(CONFIG), Team(build.data.split.WHOLE, torch.device("cpu")), RunFolder(folder)
+    )
     images, labels = next(iter(run.dataset.train.training_batches(run.batch_size, 0)))
     run.train_step(images, labels)
     path = run.folder.checkpoint

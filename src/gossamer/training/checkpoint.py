@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from gossamer import files
 from gossamer.storage import digest
 
 FORMAT = 3
+_READS = 100
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -27,7 +29,30 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote. Raises ValueError for any other file, and runs nothing that a file may contain."""
+    """What `save` wrote. Raises ValueError for any other file, and runs nothing that a file may contain.
+
+    torch opens a file that it maps more than once: where another process has replaced it meanwhile, it is read again.
+    """
+    for _ in range(_READS):
+        before = _identity(path)
+        try:
+            return _load(path)
+        except ValueError:
+            if _identity(path) == before:
+                raise
+    return _load(path)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _load(path: Path) -> dict[str, Any]:
     try:
         _check_archive(path)
         # Mapped into memory, because torch's reader checks the sizes that a file claims only then.
