@@ -182,10 +182,9 @@ void weight_grad_thread(void* argument, int thread, int threads) {
     const WeightGrad& w = *static_cast<const WeightGrad*>(argument);
     const gossamer_conv& c = *w.c;
     const i64 image_groups = divide_up(c.batch, w.group), channels = c.in_channels + (w.out_in_place ? 0 : c.out_channels);
-    i64 items = 0;
     for (i64 block = 0; block < w.blocks; block++) {
         const i64 images = least(w.images, image_groups - block / w.bands * w.images);
-        items = images * channels;
+        const i64 items = images * channels;
         for (i64 i = items * thread / threads; i < items * (thread + 1) / threads; i++) weight_grad_copy(w, block, i);
         if (thread == 0) *w.counter = 0;
         barrier();

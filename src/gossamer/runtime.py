@@ -49,7 +49,13 @@ class _Operation(ctypes.Structure):
 
 def library_path() -> Path:
     """The shared library inside the installed package; an editable install rebuilds it here when csrc/ has changed."""
-    native = importlib.import_module("gossamer._native")
+    try:
+        native = importlib.import_module("gossamer._native")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "gossamer's native library is missing: this copy of gossamer was not built. Run `pip install .` (or "
+            "`pip install -e .`) in its source tree, which needs CMake and a C++17 compiler."
+        ) from error
     return Path(native.__path__[0]) / native.library
 
 
